@@ -1,0 +1,388 @@
+"""One configuration file for one use: the keys, their types, defaults and meaning.
+
+Every key is declared once, here, with its description; `configs/reference.md` is held to it by a
+test. Names that belong to a registry (coupon kinds, learners) are text here and are checked by the
+package that owns the registry.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, available_timezones
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from features.errors import ConfigError
+
+ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}"
+CONTROL = "control"
+
+
+def _id(value: str) -> str:
+    if not re.fullmatch(ID_PATTERN, value):
+        raise ValueError(f"an id that matches {ID_PATTERN}")
+    return value
+
+
+def _utc(value: object) -> object:
+    """Read a time as UTC; a time without a zone is UTC."""
+    if isinstance(value, str) and value != "now":
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError as error:
+            raise ValueError("an ISO 8601 time, for example 2026-01-01T00:00:00Z") from error
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    if value is None or value == "now":
+        return value
+    raise ValueError("an ISO 8601 time, for example 2026-01-01T00:00:00Z")
+
+
+def _window(value: object) -> object:
+    if isinstance(value, dict):
+        for key in value:
+            if not re.fullmatch(r"[1-9][0-9]*d", str(key)):
+                raise ValueError("windows written in days, for example {7d: 2, 28d: 4}")
+    return value
+
+
+Id = Annotated[str, AfterValidator(_id)]
+Time = Annotated[datetime, BeforeValidator(_utc)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Windows = Annotated[dict[str, int], BeforeValidator(_window)]
+
+
+class Section(BaseModel):
+    """A part of the configuration; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SourceConfig(Section):
+    kind: Literal["files", "simulated", "completejourney", "hillstrom"] = Field(
+        description="where the tables come from"
+    )
+    path: str | None = Field(
+        None,
+        description="files: a folder of tables; hillstrom: a CSV or Parquet file or an address; "
+        "relative to the working directory",
+    )
+    columns: dict[str, dict[str, str]] = Field(
+        default_factory=dict, description="per table: canonical column name <- your name"
+    )
+    constants: dict[str, dict[str, str]] = Field(
+        default_factory=dict,
+        description="per table: columns that are one constant, for one-shot experiments "
+        "(campaign_id, assigned_at)",
+    )
+    drop_duplicates: bool = Field(False, description="drop identical order lines, counted")
+    max_bad_share: Share = Field(0.01, description="share of bad rows above which the job stops")
+    as_of: Literal["now"] | Time = Field(
+        "now",
+        description="the moment of scoring; a fixed time switches age checks off and is shown as "
+        "degraded",
+    )
+    complete_until: Time | None = Field(
+        None,
+        description="end of complete data; null: the end of the local day of the newest "
+        "transaction or event",
+    )
+    customers: int = Field(100_000, ge=100, description="simulated: number of customers")
+    seed: int = Field(7, ge=0, description="simulated: seed of the shop")
+
+
+class FeaturesConfig(Section):
+    set: Literal["core", "all"] | list[str] = Field(
+        "core", description="core, all, or a list of feature names (an empty list: none)"
+    )
+    given: list[str] = Field(
+        default_factory=list,
+        description="columns of exposures or customers used as they are "
+        "(numbers, booleans, categories)",
+    )
+    response_window_days: int = Field(
+        14, ge=1, description="window in which an offer counts as responded to"
+    )
+    interval_prior_weight: float = Field(
+        2.0, gt=0, description="weight of the population's median gap in interval_expected_days"
+    )
+    weekend_overrides: dict[str, bool] = Field(
+        default_factory=dict,
+        description="local date -> is it a weekend day (调休); other dates follow the week",
+    )
+
+
+class OutcomeConfig(Section):
+    kind: Literal["conversion", "spend", "profit", "column"] = Field(
+        "profit", description="what an exposure is judged by"
+    )
+    column: str | None = Field(None, description="for kind column: a column of the exposures")
+    window_days: int = Field(14, ge=1, description="days from assigned_at")
+    margin_rate: float | None = Field(
+        None, gt=0, le=1, description="margin on list value; required for profit and spend"
+    )
+    value: float = Field(
+        1.0, gt=0, description="money per unit of outcome, for conversion and column"
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> OutcomeConfig:
+        if self.kind == "column" and not self.column:
+            raise ValueError("outcome.column, because outcome.kind is column")
+        if self.kind in ("profit", "spend") and self.margin_rate is None:
+            raise ValueError(f"outcome.margin_rate, because outcome.kind is {self.kind}")
+        return self
+
+
+class ExperimentConfig(Section):
+    randomised: bool = Field(True, description="false: effects are reported as observational")
+    assignment: dict[str, float] | dict[str, dict[str, float]] | None = Field(
+        None, description="{arm: probability}, or one such map per campaign_id; checked"
+    )
+    cluster: str = Field(
+        "customer_id", description="unit of randomisation and of clustered intervals"
+    )
+    strata: list[str] = Field(
+        default_factory=list, description="columns within which arms were drawn"
+    )
+
+
+class OfferConfig(Section):
+    coupon_id: Id = Field(description="name of the arm")
+    kind: str = Field(description="a coupon kind of docs/coupons.md, or message")
+    params: dict[str, Any] = Field(default_factory=dict, description="parameters of the kind")
+    contact_cost: float = Field(0.0, ge=0, description="currency per contact")
+    active: bool = Field(
+        True, description="false: a retired coupon, known to training, out of decisions"
+    )
+    tags: list[str] = Field(default_factory=list, description="free labels for rules and reports")
+    valid_days: int = Field(14, ge=1, description="days the coupon is valid after assignment")
+
+    @field_validator("coupon_id")
+    @classmethod
+    def _not_control(cls, value: str) -> str:
+        if value == CONTROL:
+            raise ValueError("a coupon id other than control, which means no coupon")
+        return value
+
+
+class PolicyConfig(Section):
+    budget: float | None = Field(
+        None, ge=0, description="currency of expected cost; null: no limit"
+    )
+    min_incremental_profit: float = Field(
+        0.0, description="an arm expected to bring less is not offered"
+    )
+    holdout_share: Share = Field(0.05, description="share held out per campaign")
+    exploration_share: Share = Field(0.05, description="share that draws its arm at random")
+    global_holdout_share: Share = Field(0.0, description="share held out of every campaign")
+
+
+class ContactConfig(Section):
+    assume_consent: bool = Field(
+        False, description="true: no consent table, the user vouches for consent (logged)"
+    )
+    overall: Windows = Field(
+        default_factory=lambda: {"7d": 2, "28d": 4},
+        description="offers a customer may receive in rolling days",
+    )
+
+
+class TrainingConfig(Section):
+    learners: list[str] = Field(
+        default_factory=lambda: ["s", "t", "x", "r", "dr", "causalml_forest"],
+        min_length=1,
+        description="uplift learners to fit",
+    )
+    response_targets: list[str] = Field(
+        default_factory=lambda: ["response"],
+        description="response models to fit: response, redemption",
+    )
+    folds: int = Field(5, ge=2, le=20, description="cross-fitting folds, drawn by customer")
+    test_share: float = Field(
+        0.3, gt=0, lt=0.9, description="share of customers no model and no model choice sees"
+    )
+    seed: int = Field(7, ge=0, description="seed of every random draw")
+    threads: int = Field(0, ge=0, description="threads of LightGBM; 0: all cores")
+    accept_observational: bool = Field(
+        False, description="let a model of observational data become champion (recorded)"
+    )
+
+
+class ServingConfig(Section):
+    model_alias: str = Field("champion", description="alias of the model to serve")
+    max_feature_age_hours: float = Field(
+        50, gt=0, description="older snapshots refuse with stale_features"
+    )
+
+
+class Config(Section):
+    name: Id = Field(description="MLflow experiment, registered model, and campaign")
+    source: SourceConfig
+    engine: Literal["duckdb"] = Field("duckdb", description="where features are computed")
+    features: FeaturesConfig = FeaturesConfig()
+    outcome: OutcomeConfig
+    experiment: ExperimentConfig = ExperimentConfig()
+    currency: str = Field("EUR", pattern=r"^[A-Z]{3}$", description="ISO 4217 code")
+    timezone: str = Field("UTC", description="IANA zone of local days, hours and quiet hours")
+    offers: list[OfferConfig] = Field(default_factory=list, description="the arms besides control")
+    policy: PolicyConfig = PolicyConfig()
+    contact: ContactConfig = ContactConfig()
+    training: TrainingConfig = TrainingConfig()
+    serving: ServingConfig = ServingConfig()
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone(cls, value: str) -> str:
+        if value not in available_timezones():
+            raise ValueError("an IANA time zone, for example Europe/Berlin")
+        return value
+
+    @model_validator(mode="after")
+    def _arms(self) -> Config:
+        ids = [offer.coupon_id for offer in self.offers]
+        twice = sorted({i for i in ids if ids.count(i) > 1})
+        if twice:
+            raise ValueError(f"distinct coupon ids, but these stand twice: {', '.join(twice)}")
+        return self
+
+    @property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.timezone)
+
+    @property
+    def arms(self) -> list[str]:
+        """Coupon ids in the order of the file; `control` is not among them."""
+        return [offer.coupon_id for offer in self.offers]
+
+    def as_of(self, given: datetime | None = None) -> datetime:
+        """The moment of scoring, UTC: `given`, else source.as_of, else now."""
+        if given is not None:
+            return given
+        return datetime.now(UTC) if self.source.as_of == "now" else self.source.as_of
+
+
+def parse_time(text: str, where: str) -> datetime:
+    """A UTC time from the command line."""
+    try:
+        return _utc(text)  # type: ignore[return-value]
+    except ValueError as error:
+        raise ConfigError(
+            where, expected=str(error), found=repr(text), remedy="Write it as ISO 8601."
+        ) from error
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read, override (`key.sub=value`, values in YAML) and validate a configuration file."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(
+            str(path),
+            expected="a configuration file",
+            found="no such file",
+            remedy="Copy configs/demo.yaml and name it with --config (or CONFIG=...).",
+        )
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            str(path), expected="valid YAML", found=str(error), remedy="Mend the file."
+        ) from error
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            str(path),
+            expected="a mapping of keys",
+            found=type(raw).__name__,
+            remedy="Start from configs/demo.yaml.",
+        )
+    for text in overrides:
+        _override(raw, text)
+    return validate(raw, str(path))
+
+
+def validate(raw: dict[str, Any], file: str = "configuration") -> Config:
+    """Validate a mapping; the first problem is raised as ConfigError with its key and remedy."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise _explain(error, raw, file) from None
+
+
+def _override(raw: dict[str, Any], text: str) -> None:
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise ConfigError(
+            f"--set {text}",
+            expected="key=value",
+            found=repr(text),
+            remedy="For example --set policy.budget=2000.",
+        )
+    node = raw
+    parts = key.strip().split(".")
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(
+                f"--set {key}",
+                expected="a key of the configuration",
+                found=f"{part}, which holds a value",
+                remedy="See configs/reference.md for the keys.",
+            )
+    try:
+        node[parts[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"--set {key}", expected="a YAML value", found=repr(value), remedy=str(error)
+        ) from error
+
+
+def _explain(error: ValidationError, raw: dict[str, Any], file: str) -> ConfigError:
+    first = error.errors()[0]
+    path = [str(p) for p in first["loc"] if not str(p).startswith(("literal[", "function-"))]
+    key = ".".join(path) or "the file"
+    kind = first["type"]
+    expected = first["msg"].removeprefix("Value error, ")
+    found = repr(first["input"]) if kind != "missing" else "nothing"
+    remedy = "See configs/reference.md."
+    if kind == "extra_forbidden":
+        known = _keys_at(path[:-1])
+        expected = "a known key" + (f" ({', '.join(known)})" if known else "")
+        found = repr(path[-1])
+        close = difflib.get_close_matches(path[-1], known, n=1)
+        remedy = f"Did you mean {close[0]}?" if close else "Remove it; see configs/reference.md."
+    elif kind == "missing":
+        expected = "a value"
+        remedy = f"Add {key}; see configs/reference.md."
+    elif kind == "value_error" and key == "the file":
+        found = "something else"
+    elif kind == "value_error" and isinstance(first["input"], dict):
+        found = "an incomplete section"
+    return ConfigError(f"{file}: {key}", expected=expected, found=found, remedy=remedy)
+
+
+def _keys_at(path: list[str]) -> list[str]:
+    model: Any = Config
+    for part in path:
+        if part.isdigit():
+            continue
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        if field is None:
+            return []
+        model = field.annotation
+        if part == "offers":
+            model = OfferConfig
+    return sorted(model.model_fields) if hasattr(model, "model_fields") else []

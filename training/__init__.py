@@ -1,0 +1,1 @@
+"""Dataset building, fit, evaluation run, gate and MLflow tracking. Knows nothing of HTTP."""
