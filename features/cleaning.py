@@ -1,0 +1,289 @@
+"""From raw columns to a canonical table: types, reasons for quarantine, repeats; in one SQL pass.
+
+Ten million order lines pass through DuckDB once; nothing is held in pandas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+
+from features.config import CONTROL, Config
+from features.contracts import CONTRACTS, NOUNS, SQL_TYPES, TableContract
+from features.errors import DataError
+from features.mapping import Field, Raw, find_fields
+from features.parsing import bad, literal, quote, value
+from features.problems import Problems, fail
+from features.quarantine import BadRows, bad_rows, judge, quarantine_path, write_quarantine
+
+# Which column names the row in a message, per table.
+ROW_KEYS = {"transactions": "order_id", "events": "event_id", "identities": "source_customer_id"}
+WORK = ("_row", "_reason", "_value", "_original")
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What cleaning a table came to: `read` = `kept` + rows in `bad` + `dropped`.
+
+    `identical`: kept order lines that repeat an earlier one in every column.
+    """
+
+    read: int
+    kept: int
+    bad: tuple[BadRows, ...] = ()
+    dropped: int = 0
+    identical: int = 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        found = {"read": self.read, "kept": self.kept}
+        for group in self.bad:
+            found[group.reason] = found.get(group.reason, 0) + group.count
+        if self.dropped:
+            found["duplicate_dropped"] = self.dropped
+        return found
+
+
+def clean(
+    con: Any,
+    table: str,
+    raw: Raw,
+    config: Config,
+    *,
+    identities: bool = False,
+    problems: Problems | None = None,
+) -> Cleaned | None:
+    """Make the canonical table `table` in the connection; bad rows go to the quarantine file.
+
+    `identities`: apply the table `identities`, which is already clean. Returns None when a problem
+    was collected that leaves nothing to work with. Raises DataError, ConfigError.
+    """
+    contract = CONTRACTS[table]
+    try:
+        rows = con.execute(f"DESCRIBE SELECT * FROM {raw.relation}").fetchall()
+        types = {str(row[0]): str(row[1]) for row in rows}
+        fields = find_fields(con, contract, types, raw, config, problems)
+        if fields is None:
+            return None
+        _load(con, contract, fields, list(types), raw, config, identities)
+        return _settle(con, contract, fields, list(types), raw, config, problems)
+    except duckdb.Error as error:
+        fail(problems, unreadable(raw.origin, error))
+        return None
+
+
+def unreadable(origin: str, error: Exception) -> DataError:
+    """DuckDB's refusal of a file, in our words."""
+    reason = " ".join(str(error).split())[:200]
+    return DataError(
+        origin,
+        expected="a table that can be read",
+        found=f"a damaged or foreign file: {reason}",
+        remedy="Write the file again as Parquet, or as CSV in UTF-8 with a header.",
+    )
+
+
+def _load(
+    con: Any,
+    contract: TableContract,
+    fields: Sequence[Field],
+    originals: Sequence[str],
+    raw: Raw,
+    config: Config,
+    identities: bool,
+) -> None:
+    """Create the table in work: canonical columns and the columns WORK.
+
+    Raw columns are renamed first, because a raw column may bear the name of a canonical one that
+    it is not mapped to.
+    """
+    alias = {name: f"_c{i}" for i, name in enumerate(originals)}
+    base, picks, values, whens, offending = [], [], [], [], []
+    for name, short in alias.items():
+        base.append(f"{quote(name)} AS {short}")
+    for i, field in enumerate(fields):
+        name, kind, came = quote(field.column.name), field.column.kind, f"_r{i}"
+        if field.absent:
+            made = f"CAST(NULL AS {SQL_TYPES[kind]})"
+        else:
+            picks.append(f"{field.sql(alias.get(field.raw or '', ''))} AS {came}")
+            made = value(came, field.sql_type, kind, csv=raw.csv)
+            label = literal(field.column.name)
+            offending.append(f"WHEN {label} THEN CAST({came} AS VARCHAR)")
+            for reason, condition in (
+                *bad(name, came, field.sql_type, kind, field.column.required),
+                *field.column.rules,
+            ):
+                whens.append(_when(condition, reason, field.column.name))
+        if field.column.name in ("exposure_id", "event_id"):
+            made = f"coalesce({made}, '{'e' if contract.name == 'exposures' else 'v'}' || _row)"
+        if field.column.default is not None:
+            made = f"coalesce({made}, {field.column.default})"
+        values.append(f"{made} AS {name}")
+    if contract.name == "exposures":
+        arms = ", ".join(literal(arm) for arm in (CONTROL, *config.arms))
+        whens.append(_when(f"arm NOT IN ({arms})", "unknown_arm", "arm"))
+
+    steps = [
+        f"_based AS (SELECT {', '.join(base)}, row_number() OVER () AS _row FROM {raw.relation})",
+        f"_picked AS (SELECT *, {', '.join(picks)} FROM _based)",
+        f"_valued AS (SELECT *, {', '.join(values)} FROM _picked)",
+    ]
+    last = "_valued"
+    if identities:
+        steps += _identify(con, fields)
+        last = "_identified"
+    steps.append(f"_judged AS (SELECT *, CASE {' '.join(whens)} END AS _reason FROM {last})")
+    last = "_judged"
+    if contract.unique:
+        again = (
+            f"_reason IS NULL AND row_number() OVER "
+            f"(PARTITION BY {contract.unique}, _reason IS NULL ORDER BY _row) > 1"
+        )
+        repeat = literal(f"duplicate_id:{contract.unique}")
+        steps.append(
+            f"_once AS (SELECT * REPLACE (CASE WHEN {again} THEN {repeat} ELSE _reason END "
+            f"AS _reason) FROM _judged)"
+        )
+        last = "_once"
+    names = [quote(field.column.name) for field in fields]
+    if contract.name == "transactions":
+        filled = "coalesce(quantity, CASE WHEN amount < 0 THEN -1 ELSE 1 END) AS quantity"
+        names[names.index('"quantity"')] = filled
+    texts = ", ".join(f"CAST({short} AS VARCHAR)" for short in alias.values())
+    # Joins and windows lose the order of the file, which names the first of two equal ids.
+    order = "ORDER BY _row" if identities or contract.unique else ""
+    con.execute(
+        f"CREATE OR REPLACE TABLE {contract.name} AS WITH {', '.join(steps)} "
+        f"SELECT {', '.join(names)}, _row, _reason, "
+        f"CASE WHEN _reason IS NOT NULL THEN CASE split_part(_reason, ':', 2) "
+        f"{' '.join(offending)} END END AS _value, "
+        f"CASE WHEN _reason IS NOT NULL THEN [{texts}] END AS _original FROM {last} {order}"
+    )
+
+
+def _when(condition: str, reason: str, column: str) -> str:
+    return f"WHEN {condition} THEN {literal(f'{reason}:{column}')}"
+
+
+def _identify(con: Any, fields: Sequence[Field]) -> list[str]:
+    """The query steps that put the customers of `identities` in place of the source's ids."""
+    by_source = any(f.column.name == "source" and not f.absent for f in fields)
+    if not by_source:
+        rows = con.execute(
+            "SELECT source_customer_id FROM identities GROUP BY 1 "
+            "HAVING count(DISTINCT customer_id) > 1 ORDER BY 1 LIMIT 5"
+        ).fetchall()
+        if rows:
+            raise DataError(
+                "identities.source_customer_id",
+                expected="one customer per id, because a table without a column source is "
+                "matched by the id alone",
+                found="ids that mean different customers in different sources",
+                remedy="Give the table a column source.",
+                keys=[row[0] for row in rows],
+            )
+    keys = "source, source_customer_id" if by_source else "source_customer_id"
+    match, otherwise = "m.source_customer_id = v.customer_id", "v.customer_id"
+    if by_source:
+        match += " AND m.source = v.source"
+        otherwise = "coalesce(v.source || ':' || v.customer_id, v.customer_id)"
+    return [
+        f"_map AS (SELECT {keys}, any_value(customer_id) AS customer_id FROM identities GROUP BY "
+        f"{keys})",
+        f"_identified AS (SELECT v.* REPLACE (coalesce(m.customer_id, {otherwise}) AS customer_id)"
+        f" FROM _valued v LEFT JOIN _map m ON {match})",
+    ]
+
+
+def _settle(
+    con: Any,
+    contract: TableContract,
+    fields: Sequence[Field],
+    originals: list[str],
+    raw: Raw,
+    config: Config,
+    problems: Problems | None,
+) -> Cleaned | None:
+    """Quarantine file, limits, repeats; then only good rows and canonical columns stay."""
+    table = contract.name
+    rejected = _count(con, raw.rejected) if raw.rejected else 0
+    read = _count(con, table) + rejected
+    if not read:
+        fail_empty = DataError(
+            table,
+            expected="rows",
+            found=f"an empty table ({raw.origin})",
+            remedy="Export the table again, or take the file away.",
+        )
+        if table in ("transactions", "exposures"):
+            fail(problems, fail_empty)
+            return None
+    found = bad_rows(con, table, ROW_KEYS.get(table, "customer_id"))
+    if rejected:
+        lines = con.execute(f"SELECT csv_line FROM {raw.rejected} LIMIT 5").fetchall()
+        examples = tuple(str(line[0])[:60] for line in lines)
+        found.append(BadRows("bad_line", "", rejected, examples))
+        found.sort(key=lambda group: -group.count)
+    write_quarantine(con, table, originals, raw.rejected, quarantine_path(config, table))
+    if not _wrong_type(con, table, fields, found, problems):
+        judge(table, read, found, config, problems)
+    con.execute(f"DELETE FROM {table} WHERE _reason IS NOT NULL")
+    dropped, identical = _repeats(con, table, fields, config)
+    gone = [*WORK] if table == "identities" else [*WORK, "source"]
+    for column in gone:
+        con.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    return Cleaned(read, _count(con, table), tuple(found), dropped, identical)
+
+
+def _count(con: Any, relation: str | None) -> int:
+    return int(con.execute(f"SELECT count(*) FROM {relation}").fetchall()[0][0])
+
+
+def _wrong_type(
+    con: Any,
+    table: str,
+    fields: Sequence[Field],
+    found: Sequence[BadRows],
+    problems: Problems | None,
+) -> bool:
+    """A column of which no value can be read is of the wrong type, not full of bad rows."""
+    kinds = {field.column.name: field.column.kind for field in fields}
+    for group in found:
+        if group.reason not in ("bad_time", "bad_number", "bad_boolean"):
+            continue
+        name = quote(group.column)
+        if not _count(con, f"{table} WHERE {name} IS NOT NULL"):
+            fail(
+                problems,
+                DataError(
+                    f"{table}.{group.column}",
+                    expected=NOUNS[kinds[group.column]],
+                    found="no value that can be read as such",
+                    remedy="Write the column in that form, or map another column with "
+                    f"source.columns.{table}.",
+                    keys=group.examples,
+                ),
+            )
+            return True
+    return False
+
+
+def _repeats(con: Any, table: str, fields: Sequence[Field], config: Config) -> tuple[int, int]:
+    """Identical order lines: (dropped, kept). With a line_id, a repeat cannot be real."""
+    if table != "transactions":
+        return 0, 0
+    names = ", ".join(quote(field.column.name) for field in fields)
+    numbered = any(f.column.name == "line_id" and not f.absent for f in fields)
+    if config.source.drop_duplicates or numbered:
+        before = _count(con, table)
+        con.execute(
+            f"DELETE FROM {table} WHERE _row IN (SELECT _row FROM {table} QUALIFY "
+            f"row_number() OVER (PARTITION BY {names} ORDER BY _row) > 1)"
+        )
+        return before - _count(con, table), 0
+    rows = con.execute(f"SELECT count(*) - count(DISTINCT hash({names})) FROM {table}").fetchall()
+    return 0, int(rows[0][0])

@@ -1,0 +1,132 @@
+"""From the raw tables of any source to checked tables: identities first, then each table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ibis
+
+from features.cleaning import Cleaned, clean
+from features.config import CONTROL, Config
+from features.errors import DataError
+from features.mapping import Raw, named_columns
+from features.problems import Problems, fail
+from features.tables import Tables
+
+
+def connect() -> Any:
+    """A DuckDB backend of Ibis in memory whose zone is UTC; `.con` is DuckDB's connection."""
+    backend = ibis.duckdb.connect()
+    backend.con.execute("SET TimeZone = 'UTC'")
+    return backend
+
+
+def checked_tables(
+    backend: Any,
+    raws: Mapping[str, Raw],
+    config: Config,
+    *,
+    digest: str,
+    simulated: bool = False,
+    notes: Sequence[str] = (),
+    problems: Problems | None = None,
+) -> Tables:
+    """Clean every raw table and return them; the way of all sources that read foreign data.
+
+    Raises DataError or ConfigError; with `problems`, collects them and returns what could be read.
+    """
+    con = backend.con
+    cleaned: dict[str, Cleaned] = {}
+    with_identities = False
+    for name in ("identities", "transactions", "exposures", "customers", "events"):
+        if name not in raws:
+            continue
+        try:
+            result = clean(
+                con, name, raws[name], config, identities=with_identities, problems=problems
+            )
+            if result is not None and name == "identities":
+                _check_identities(con)
+                with_identities = result.kept > 0
+        except DataError as error:
+            fail(problems, error)
+            continue
+        if result is not None:
+            cleaned[name] = result
+    if "exposures" in cleaned:
+        _check_control(con, problems)
+    _check_named(con, cleaned, config, problems)
+    tables = {name: backend.table(name) for name in cleaned}
+    lines = cleaned.get("transactions")
+    return Tables(
+        con=backend,
+        transactions=tables.get("transactions"),
+        exposures=tables.get("exposures"),
+        customers=tables.get("customers"),
+        events=tables.get("events"),
+        digest=digest,
+        simulated=simulated,
+        counts={name: result.counts for name, result in cleaned.items()},
+        notes=tuple(notes),
+        identical_lines=lines.identical if lines else 0,
+    )
+
+
+def _check_identities(con: Any) -> None:
+    rows = con.execute(
+        "SELECT source || ':' || source_customer_id FROM identities GROUP BY source, "
+        "source_customer_id HAVING count(DISTINCT customer_id) > 1 ORDER BY 1 LIMIT 5"
+    ).fetchall()
+    if rows:
+        raise DataError(
+            "identities",
+            expected="one customer_id for each source and source_customer_id",
+            found="rows that contradict each other",
+            remedy="Keep one row of each.",
+            keys=[row[0] for row in rows],
+        )
+
+
+def _check_control(con: Any, problems: Problems | None) -> None:
+    arms = dict(con.execute("SELECT arm, count(*) FROM exposures GROUP BY arm").fetchall())
+    if arms and not arms.get(CONTROL):
+        fail(
+            problems,
+            DataError(
+                "exposures.arm",
+                expected=f"rows with the arm {CONTROL}, which received no coupon",
+                found=f"only {', '.join(sorted(arms))}",
+                remedy="Effects are measured against control: add the customers who were held "
+                "out, or map their arm to control.",
+            ),
+        )
+
+
+def _check_named(
+    con: Any, cleaned: Mapping[str, Cleaned], config: Config, problems: Problems | None
+) -> None:
+    """Every column that the configuration names must be in exposures or customers."""
+    have: dict[str, set[str]] = {
+        name: {row[0] for row in con.execute(f"DESCRIBE {name}").fetchall()}
+        for name in ("exposures", "customers")
+        if name in cleaned
+    }
+    everywhere = set().union(*have.values())
+    units = (config.experiment.cluster, *config.experiment.strata)
+    for name in named_columns(config) if have else ():
+        outcome = config.outcome.kind == "column" and name == config.outcome.column
+        if name in (have.get("exposures", set()) if outcome else everywhere):
+            continue
+        key = "outcome.column" if outcome else "features.given"
+        if not outcome and name in units:
+            key = "experiment"
+        fail(
+            problems,
+            DataError(
+                key,
+                expected=f"a column {name} in exposures" + ("" if outcome else " or customers"),
+                found=f"the columns {', '.join(sorted(everywhere))}",
+                remedy=f"Mend {key}, or map your column to {name} with source.columns.",
+            ),
+        )

@@ -1,0 +1,259 @@
+"""A folder of Parquet and CSV files: `<table>.parquet`, `<table>.csv`, or `<table>/` of parts."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from features.cleaning import unreadable
+from features.config import Config
+from features.contracts import CONTRACTS
+from features.errors import ConfigError, DataError
+from features.ingest import checked_tables, connect
+from features.mapping import Raw
+from features.parsing import literal
+from features.problems import Problems, fail
+from features.sources.base import source
+from features.tables import Tables
+
+LOG = logging.getLogger("features.sources")
+SUFFIXES = (".parquet", ".csv")
+SEPARATORS = ",;\t|"
+HEADER_BYTES = 1 << 16
+
+
+@source("files")
+class FilesSource:
+    """`source.kind: files`. CSV files are UTF-8 with a header; the separator is , ; | or tab."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def tables(self, problems: Problems | None = None) -> Tables:
+        """The checked tables of the folder `source.path`.
+
+        The digest covers the bytes of the files and how the configuration maps them, so the same
+        rows in another format have another digest. Raises DataError, ConfigError.
+        """
+        config = self.config
+        _check_tables_named(config)
+        folder = _folder(config)
+        parts = _find(folder, problems)
+        if not parts.keys() & {"transactions", "exposures"}:
+            there = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+            raise DataError(
+                str(folder),
+                expected="transactions or exposures, as .parquet, .csv or a folder of parts",
+                found=there,
+                remedy="Name the files after the tables.",
+            )
+        backend = connect()
+        raws: dict[str, Raw] = {}
+        for table, files in parts.items():
+            try:
+                raws[table] = read_raw(backend.con, table, files)
+            except DataError as error:
+                fail(problems, error)
+        return checked_tables(
+            backend, raws, config, digest=_digest(parts, config), problems=problems
+        )
+
+
+def read_raw(con: Any, table: str, files: Sequence[Path]) -> Raw:
+    """Make the files readable in the connection, all CSV columns as text, parts in name order.
+
+    Raises DataError for a file that is not what its suffix says.
+    """
+    origin = str(files[0] if len(files) == 1 else files[0].parent)
+    if files[0].suffix == ".parquet":
+        for file in files:
+            if file.stat().st_size == 0:
+                raise _empty(file)
+        listed = ", ".join(literal(str(file)) for file in files)
+        relation = f"read_parquet([{listed}], union_by_name = true, binary_as_string = true)"
+        try:
+            con.execute(f"DESCRIBE SELECT * FROM {relation}")
+        except duckdb.Error as error:
+            raise unreadable(origin, error) from error
+        return Raw(relation, origin)
+    rejected: list[str] = []
+    for i, file in enumerate(files):
+        part = f"_csv_{table}_{i}"
+        _load_csv(con, file, part)
+        # A line can be wrong in more than one way; it is one line.
+        rejected.append(f"SELECT csv_line FROM {part}_bad GROUP BY line, csv_line")
+    if len(files) == 1:
+        relation = f"_csv_{table}_0"
+    else:
+        union = " UNION ALL BY NAME ".join(
+            f"SELECT * FROM _csv_{table}_{i}" for i in range(len(files))
+        )
+        relation = f"_csv_{table}"
+        con.execute(f"CREATE OR REPLACE VIEW {relation} AS {union}")
+    bad = f"_bad_{table}"
+    con.execute(f"CREATE OR REPLACE VIEW {bad} AS {' UNION ALL '.join(rejected)}")
+    return Raw(relation, origin, csv=True, rejected=bad)
+
+
+def _load_csv(con: Any, file: Path, name: str) -> None:
+    """Load a CSV file as text into the table `name`, its unusable lines into `<name>_bad`."""
+    header, separator = _header(file)
+    columns = ", ".join(f"{literal(column)}: 'VARCHAR'" for column in header)
+    try:
+        # Temporary tables of DuckDB's reader: they must not exist before.
+        con.execute(f"DROP TABLE IF EXISTS {name}_bad; DROP TABLE IF EXISTS {name}_scan")
+        con.execute(
+            f"CREATE OR REPLACE TABLE {name} AS SELECT * FROM read_csv({literal(str(file))}, "
+            f"columns = {{{columns}}}, header = true, auto_detect = false, "
+            f"delim = {literal(separator)}, quote = '\"', escape = '\"', store_rejects = true, "
+            f"rejects_table = '{name}_bad', rejects_scan = '{name}_scan', rejects_limit = 0)"
+        )
+    except duckdb.Error as error:
+        raise unreadable(str(file), error) from error
+
+
+def _header(file: Path) -> tuple[list[str], str]:
+    """Column names and separator of a CSV file, from its first line."""
+    with file.open("rb") as stream:
+        start = stream.read(HEADER_BYTES)
+    if not start.strip():
+        raise _empty(file)
+    try:
+        first = start.removeprefix(b"\xef\xbb\xbf").splitlines()[0].decode("utf-8")
+        if "\0" in first:
+            raise ValueError("zero bytes")
+    except ValueError as error:
+        raise DataError(
+            str(file),
+            expected="CSV in UTF-8 with a header",
+            found="bytes that are not UTF-8 text in the first line",
+            remedy="Save the file as UTF-8.",
+        ) from error
+    separator = max(SEPARATORS, key=lambda mark: _outside_quotes(first, mark))
+    names = next(csv.reader(io.StringIO(first), delimiter=separator), [])
+    names = [name.strip() or f"column_{i}" for i, name in enumerate(names)]
+    lower = [name.lower() for name in names]
+    twice = sorted({name for name in names if lower.count(name.lower()) > 1})
+    if twice or not names:
+        raise DataError(
+            str(file),
+            expected="a header with distinct column names",
+            found=f"{', '.join(twice)} more than once" if twice else "none",
+            remedy="Rename the columns.",
+        )
+    return names, separator
+
+
+def _outside_quotes(line: str, mark: str) -> int:
+    return sum(piece.count(mark) for piece in line.split('"')[::2])
+
+
+def _empty(file: Path) -> DataError:
+    return DataError(
+        str(file),
+        expected="a table",
+        found="an empty file",
+        remedy="Export the table again, or take the file away.",
+    )
+
+
+def _check_tables_named(config: Config) -> None:
+    for key, named in (("columns", config.source.columns), ("constants", config.source.constants)):
+        for table in named:
+            if table not in CONTRACTS:
+                raise ConfigError(
+                    f"source.{key}.{table}",
+                    expected=f"a table: {', '.join(CONTRACTS)}",
+                    found=table,
+                    remedy="Mend the name of the table.",
+                )
+
+
+def _folder(config: Config) -> Path:
+    path = config.source.path
+    if not path:
+        raise ConfigError(
+            "source.path",
+            expected="a folder that holds transactions.parquet or .csv",
+            found="nothing",
+            remedy="Set it in the configuration, or with --set source.path=...",
+        )
+    folder = Path(path)
+    if not folder.is_dir():
+        raise DataError(
+            str(folder),
+            expected="a folder of tables",
+            found="a file" if folder.exists() else "no such folder",
+            remedy="Mend source.path; it is relative to the working directory.",
+        )
+    return folder
+
+
+def _find(folder: Path, problems: Problems | None) -> dict[str, list[Path]]:
+    """The files of each table; anything else in the folder is named in the log."""
+    parts: dict[str, list[Path]] = {}
+    for table in CONTRACTS:
+        single = [folder / f"{table}{suffix}" for suffix in SUFFIXES]
+        found = [[file] for file in single if file.is_file()]
+        below = folder / table
+        if below.is_dir():
+            inside = sorted(f for f in below.iterdir() if f.suffix in SUFFIXES and f.is_file())
+            if len({f.suffix for f in inside}) > 1:
+                fail(problems, _ambiguous(str(below), "parts as Parquet and as CSV"))
+                continue
+            if not inside:
+                fail(
+                    problems,
+                    DataError(
+                        str(below),
+                        expected="parts that end in .parquet or .csv",
+                        found="none",
+                        remedy="Export the table again, or take the folder away.",
+                    ),
+                )
+                continue
+            found.append(inside)
+        if len(found) > 1:
+            names = " and ".join(str(files[0]) for files in found)
+            fail(problems, _ambiguous(table, names))
+            continue
+        if found:
+            parts[table] = found[0]
+    other = [
+        p.name
+        for p in sorted(folder.iterdir())
+        if not p.name.startswith((".", "_"))
+        and not (p.stem in CONTRACTS and (p.suffix in SUFFIXES or p.is_dir()))
+    ]
+    if other:
+        LOG.warning("%s: not a table, left alone: %s", folder, ", ".join(other))
+    return parts
+
+
+def _ambiguous(where: str, found: str) -> DataError:
+    return DataError(
+        where,
+        expected="one file, or one folder of parts in one format",
+        found=found,
+        remedy="Take away the one that is out of date.",
+    )
+
+
+def _digest(parts: dict[str, list[Path]], config: Config) -> str:
+    whole = hashlib.sha256()
+    how = [config.source.columns, config.source.constants, config.source.drop_duplicates]
+    whole.update(json.dumps(how, sort_keys=True).encode())
+    for table in sorted(parts):
+        for file in parts[table]:
+            with file.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+            whole.update(f"{table} {content}\n".encode())
+    return whole.hexdigest()
