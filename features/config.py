@@ -286,6 +286,20 @@ def parse_time(text: str, where: str) -> datetime:
         ) from error
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML whose only booleans are true and false: `off` is a key of coupon parameters, and the
+    country NO is not a denial."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read, override (`key.sub=value`, values in YAML) and validate a configuration file."""
     path = Path(path)
@@ -297,7 +311,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             remedy="Copy configs/demo.yaml and name it with --config (or CONFIG=...).",
         )
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(
             str(path), expected="valid YAML", found=str(error), remedy="Mend the file."
@@ -343,7 +357,7 @@ def _override(raw: dict[str, Any], text: str) -> None:
                 remedy="See configs/reference.md for the keys.",
             )
     try:
-        node[parts[-1]] = yaml.safe_load(value)
+        node[parts[-1]] = yaml.load(value, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(
             f"--set {key}", expected="a YAML value", found=repr(value), remedy=str(error)

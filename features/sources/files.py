@@ -67,13 +67,14 @@ class FilesSource:
         )
 
 
-def read_raw(con: Any, table: str, files: Sequence[Path]) -> Raw:
+def read_raw(con: Any, table: str, files: Sequence[Path], parquet: bool | None = None) -> Raw:
     """Make the files readable in the connection, all CSV columns as text, parts in name order.
 
-    Raises DataError for a file that is not what its suffix says.
+    `parquet` says the format; without it the suffix does. Raises DataError for a file that is not
+    of its format.
     """
     origin = str(files[0] if len(files) == 1 else files[0].parent)
-    if files[0].suffix == ".parquet":
+    if files[0].suffix == ".parquet" if parquet is None else parquet:
         for file in files:
             if file.stat().st_size == 0:
                 raise _empty(file)
