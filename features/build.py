@@ -1,0 +1,127 @@
+"""One row of features per (customer, moment): the one way from tables to numbers.
+
+Training, scoring and the snapshot all come through `build_features`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ibis.expr.types as ir
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from features.config import Config
+from features.grains import RELATIONS, Facts, Workbench
+from features.registry import CATALOGUE, Feature, available, check_names, closure, feature_names
+from features.spine import Scratch, load_spine
+from features.tables import Tables
+
+if TYPE_CHECKING:
+    from features.frozen import FrozenValues
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FeatureFrame:
+    """Features of a spine.
+
+    frame: row i belongs to row i of the spine; columns are the feature names, then the given
+    columns of the spine. Numbers are float64 with NaN for NULL, texts are objects with None.
+    missing: features that are NULL because a table they need is absent.
+    """
+
+    frame: pd.DataFrame
+    missing: tuple[str, ...]
+
+
+def build_features(
+    tables: Tables,
+    spine: pd.DataFrame,
+    names: Sequence[str] | None,
+    config: Config,
+    frozen: FrozenValues,
+) -> FeatureFrame:
+    """Features of each row of the spine, from rows strictly before its moment.
+
+    Args:
+        tables: the source's tables.
+        spine: columns customer_id and as_of (UTC), and any of the columns `features.given`;
+            rows may repeat, and a customer may have many moments.
+        names: features in the order wanted; None: what `features.set` says.
+        config: time zone, windows, offers.
+        frozen: population values, fitted earlier.
+
+    Raises:
+        ConfigError: an unknown feature name.
+        DataError: the spine lacks a column or a value.
+    """
+    wanted = feature_names(config) if names is None else check_names(names, "names")
+    present = present_tables(tables, config)
+    computed = [f for f in closure(wanted) if available(f.name, present)]
+    missing = tuple(name for name in wanted if not available(name, present))
+    if missing:
+        log.info("features without their table, NULL: %s", ", ".join(missing))
+
+    columns: dict[str, pd.Series[Any]] = {}
+    if computed:
+        with Scratch(tables.con) as scratch:
+            loaded = load_spine(spine, config.timezone, scratch)
+            work = Workbench(tables, loaded, config, frozen, scratch)
+            table = _assemble(work, computed).to_pyarrow()
+        table = table.sort_by("row")
+        columns = {f.name: _column(table[f.name], f) for f in computed}
+    for name in wanted:
+        if name in missing:
+            columns[name] = _null(CATALOGUE[name], len(spine))
+    data = {name: columns[name] for name in wanted}
+    data |= {n: spine[n].reset_index(drop=True) for n in config.features.given if n in spine}
+    frame = pd.DataFrame(data, index=pd.RangeIndex(len(spine)))
+    return FeatureFrame(frame, missing)
+
+
+def present_tables(tables: Tables, config: Config) -> set[str]:
+    """Names of the tables a feature may need that are there; `offers`: a coupon catalogue."""
+    names = ("transactions", "exposures", "events", "customers")
+    present = {name for name in names if getattr(tables, name) is not None}
+    return present | ({"offers"} if config.offers else set())
+
+
+def _assemble(work: Workbench, features: Sequence[Feature]) -> ir.Table:
+    """Join one aggregate per relation to the spine, then compute features of features."""
+    wide = work.spine.rows.select("row")
+    for of in dict.fromkeys(f.of for f in features if f.of != "features"):
+        table = RELATIONS[of](work)
+        facts = Facts(table, work.frozen, work.config)
+        own = [f for f in features if f.of == of]
+        values = table.group_by("row").agg(**{f.name: f.build(facts) for f in own})
+        values = values.rename(_row="row")
+        wide = wide.left_join(values, wide.row == values._row).drop("_row")
+        # A customer without any fact has no row in the aggregate.
+        wide = wide.mutate(
+            **{f.name: wide[f.name].fill_null(f.none) for f in own if f.none is not None}
+        )
+    for f in features:
+        if f.of == "features":
+            wide = wide.mutate(**{f.name: f.build(Facts(wide, work.frozen, work.config))})
+            if f.none is not None:
+                wide = wide.mutate(**{f.name: wide[f.name].fill_null(f.none)})
+    return wide
+
+
+def _column(values: pa.ChunkedArray, f: Feature) -> pd.Series[Any]:
+    if f.dtype == "text":
+        return pd.Series(values.to_pylist(), dtype=object)
+    numbers = values.cast(pa.float64(), safe=False).to_numpy()
+    return pd.Series(np.array(numbers, dtype=np.float64))
+
+
+def _null(f: Feature, n: int) -> pd.Series[Any]:
+    if f.dtype == "text":
+        return pd.Series([None] * n, dtype=object)
+    return pd.Series(np.full(n, np.nan))

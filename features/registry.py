@@ -1,0 +1,171 @@
+"""The catalogue of features: one decorated function each.
+
+A feature is an aggregate over one relation (`of`), of which every row belongs to a row of the
+spine; all features of a relation are computed in one GROUP BY. The relations are in
+`features.orders`. A feature `of="features"` is computed from other features of the same row.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from features.config import Config
+from features.errors import ConfigError
+
+Build = Callable[[Any], Any]
+Kind = Literal["int", "float", "text"]
+
+GROUPS = {
+    "rfm": "RFM, windows",
+    "rhythm": "Rhythm",
+    "time": "Time",
+    "category": "Category",
+    "price": "Price, basket",
+    "discount": "Discount",
+    "kind": "Coupon kind",
+    "channel": "Channel, payment",
+    "response": "Response",
+    "fatigue": "Fatigue",
+    "profile": "Lifecycle, profile, calendar",
+    "trend": "Trends",
+    "clv": "CLV inputs",
+}
+TABLES = ("transactions", "exposures", "events", "customers", "offers")
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One column of the feature frame.
+
+    name: the column; of: the relation it aggregates, or "features"; uses: features it is computed
+    from; needs: tables (or "offers", the coupon catalogue) without which it is NULL; dtype: int,
+    float or text; none: the value of a customer without history; core: in the default set;
+    population: looks at other customers, through frozen values; doc: definition.
+    """
+
+    name: str
+    group: str
+    of: str
+    build: Build
+    dtype: Kind
+    none: int | None
+    needs: tuple[str, ...]
+    uses: tuple[str, ...]
+    core: bool
+    population: bool
+    doc: str
+
+
+CATALOGUE: dict[str, Feature] = {}
+
+
+def feature(
+    name: str,
+    *,
+    group: str,
+    of: str,
+    doc: str,
+    dtype: Kind = "float",
+    none: int | None = None,
+    needs: Sequence[str] = ("transactions",),
+    uses: Sequence[str] = (),
+    core: bool = False,
+    population: bool = False,
+) -> Callable[[Build], Build]:
+    """Register the decorated function, which returns the feature's expression.
+
+    Raises:
+        ValueError: the name is taken, or the group, a needed or a used name is unknown.
+    """
+    if name in CATALOGUE:
+        raise ValueError(f"feature {name} stands twice in the catalogue")
+    if group not in GROUPS:
+        raise ValueError(f"feature {name}: group {group} is not one of {', '.join(GROUPS)}")
+    if unknown := set(needs) - set(TABLES):
+        raise ValueError(f"feature {name}: needs {sorted(unknown)} but knows {', '.join(TABLES)}")
+    if unknown := set(uses) - CATALOGUE.keys():
+        raise ValueError(f"feature {name}: uses {sorted(unknown)}, not in the catalogue before it")
+
+    def register(build: Build) -> Build:
+        tables = dict.fromkeys((*needs, *(n for u in uses for n in CATALOGUE[u].needs)))
+        CATALOGUE[name] = Feature(
+            name,
+            group,
+            of,
+            build,
+            dtype,
+            none,
+            tuple(tables),
+            tuple(uses),
+            core,
+            population,
+            doc,
+        )
+        return build
+
+    return register
+
+
+def closure(names: Iterable[str]) -> list[Feature]:
+    """The named features and all that they use, each after those it uses."""
+    found: dict[str, Feature] = {}
+
+    def visit(name: str) -> None:
+        if name not in found:
+            for used in CATALOGUE[name].uses:
+                visit(used)
+            found[name] = CATALOGUE[name]
+
+    for name in names:
+        visit(name)
+    return list(found.values())
+
+
+def check_names(names: Iterable[str], where: str = "features.set") -> list[str]:
+    """The names as a list, if all are features and none stands twice.
+
+    Raises:
+        ConfigError: an unknown name, or one that stands twice.
+    """
+    wanted = list(names)
+    for name in wanted:
+        if name not in CATALOGUE:
+            close = difflib.get_close_matches(name, CATALOGUE, n=1)
+            raise ConfigError(
+                where,
+                expected="names of docs/features.md",
+                found=repr(name),
+                remedy=f"Did you mean {close[0]}?" if close else "See docs/features.md.",
+            )
+    if twice := sorted({n for n in wanted if wanted.count(n) > 1}):
+        raise ConfigError(
+            where,
+            expected="each feature once",
+            found="some twice",
+            remedy="Remove one of each.",
+            keys=twice,
+        )
+    return wanted
+
+
+def feature_names(config: Config) -> list[str]:
+    """The names that `features.set` stands for: core, all, or the list itself."""
+    chosen = config.features.set
+    if chosen == "all":
+        return list(CATALOGUE)
+    if chosen == "core":
+        return [f.name for f in CATALOGUE.values() if f.core]
+    return check_names(chosen)
+
+
+def available(name: str, present: Iterable[str]) -> bool:
+    """Whether every table that a feature needs is present."""
+    return set(CATALOGUE[name].needs) <= set(present)
+
+
+# At the end, because the catalogue registers through the decorator above: who imports the
+# registry gets the whole catalogue.
+import features.catalogue  # noqa: E402, F401
