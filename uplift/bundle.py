@@ -1,0 +1,255 @@
+"""The scoring bundle: everything that turns features into scores, as files without code.
+
+A bundle is a folder of LightGBM text files and arrays with one `manifest.json`, which holds the
+sha256 of every other file, the feature names and their order, the arms, the frozen values of the
+features, and rows with their scores (golden rows) that a loaded bundle must reproduce. It holds
+no pickle. What is registered is what is served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uplift.data import Float32Array, FloatArray, Schema
+from uplift.effects import EffectModel
+from uplift.errors import BundleError
+from uplift.offers import Offer, parse_offers
+from uplift.response import ResponseModel
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+GOLDEN_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a bundle says of n customers and K arms, as float32.
+
+    cate      (n, K) effect of each arm against control, in units of the outcome
+    reward    (n, K) expected incremental profit, currency
+    cost      (n, K) expected cost, coupon and contact, currency
+    response  (n,)   P(conversion | control)
+    """
+
+    cate: Float32Array
+    reward: Float32Array
+    cost: Float32Array
+    response: Float32Array
+
+
+@dataclass(frozen=True)
+class Money:
+    """How an effect in units of the outcome becomes incremental profit (statistics.md, 7).
+
+    profit      r = cate
+    conversion, column   r = value * cate - cost
+    spend       r = margin * cate - (1 - margin) * coupon cost that shows as a discount
+                    - contact - other coupon cost
+    """
+
+    kind: str
+    value: float = 1.0
+    margin: float = 1.0
+
+    def reward(self, cate: FloatArray, cost: FloatArray, offers: tuple[Offer, ...]) -> FloatArray:
+        """(n, K) incremental profit from effects and costs of the same shape."""
+        if self.kind == "profit":
+            return cate
+        if self.kind == "spend":
+            contact = np.array([o.contact_cost for o in offers])
+            discount = np.array([o.shows_as_discount for o in offers])
+            coupon = np.maximum(cost - contact, 0)
+            paid = np.where(discount, (1 - self.margin) * coupon, coupon)
+            out: FloatArray = self.margin * cate - paid - contact
+            return out
+        return self.value * cate - cost
+
+
+@dataclass(frozen=True)
+class ScoringBundle:
+    """A policy's models. `policy` names the learner, or the fallback that took its place.
+
+    `offered` (K,) says which arms may be sent: retired coupons and arms that a fallback leaves
+    out are False. `frozen` and `features` are handed to the feature builder as they are.
+    """
+
+    schema: Schema
+    offers: tuple[Offer, ...]
+    offered: tuple[bool, ...]
+    policy: str
+    effects: EffectModel
+    costs: EffectModel
+    response: ResponseModel
+    money: Money
+    frozen: Mapping[str, Any]
+    features: Mapping[str, Any]
+    info: Mapping[str, Any] = field(default_factory=dict)
+    golden: Float32Array | None = None
+    sha256: str = ""
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Coupon ids in the order of the columns."""
+        return tuple(o.coupon_id for o in self.offers)
+
+    def score(self, X: Float32Array, threads: int = 0) -> Scores:
+        """Scores of n customers, X (n, d) float32 as `schema.encode` makes it.
+
+        A row's scores do not depend on the rows that it is scored with.
+        """
+        if X.ndim != 2 or X.shape[1] != len(self.schema.names):
+            raise BundleError(
+                f"expected {len(self.schema.names)} features, found an array of shape {X.shape}"
+            )
+        X = np.ascontiguousarray(X, dtype=np.float32)
+        cate = self.effects.predict(X, threads)
+        contact = np.array([o.contact_cost for o in self.offers])
+        cost = np.maximum(self.costs.predict(X, threads), contact)
+        reward = self.money.reward(cate, cost, self.offers)
+        return Scores(
+            cate.astype(np.float32),
+            reward.astype(np.float32),
+            cost.astype(np.float32),
+            self.response.predict(X, threads).astype(np.float32),
+        )
+
+    def save(self, folder: str | Path) -> ScoringBundle:
+        """Write the bundle to a new folder, aside and then by rename; returns it with its hash.
+
+        The hash is the manifest's sha256: through the manifest it covers every file.
+        """
+        folder = Path(folder)
+        files: dict[str, bytes] = {}
+        specs: dict[str, Any] = {}
+        parts = (("effects", self.effects), ("costs", self.costs), ("response", self.response))
+        for name, part in parts:
+            specs[name], made = part.to_files(name)
+            files |= made
+        # The texts that are written are what is served: score the golden rows with them.
+        reloaded = _assemble(self._manifest(specs), files)
+        golden = self.golden if self.golden is not None else np.zeros((0, len(self.schema.names)))
+        golden = np.asarray(golden[:GOLDEN_ROWS], dtype=np.float32)
+        scores = reloaded.score(golden, threads=1)
+        manifest = self._manifest(specs) | {
+            "golden": {"X": _listed(golden), **{k: _listed(v) for k, v in vars(scores).items()}},
+            "files": {
+                name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+                for name, content in sorted(files.items())
+            },
+        }
+        text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False).encode()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".bundle-", dir=folder.parent))
+        try:
+            for name, content in [*files.items(), (MANIFEST, text)]:
+                with (aside / name).open("wb") as out:
+                    out.write(content)
+                    out.flush()
+                    os.fsync(out.fileno())
+            if folder.exists():
+                shutil.rmtree(folder)
+            aside.chmod(0o755)
+            aside.rename(folder)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        return replace(reloaded, golden=golden, sha256=hashlib.sha256(text).hexdigest())
+
+    def _manifest(self, specs: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "schema": self.schema.to_json(),
+            "offers": [o.spec() for o in self.offers],
+            "offered": list(self.offered),
+            "policy": self.policy,
+            "money": vars(self.money),
+            "frozen": dict(self.frozen),
+            "features": dict(self.features),
+            "info": dict(self.info),
+            "models": dict(specs),
+        }
+
+
+def load_bundle(folder: str | Path, sha256: str | None = None) -> ScoringBundle:
+    """Load and verify a bundle: its hash where given, every file, and the golden rows.
+
+    Each file is read once, and the bytes that were hashed are the bytes that are loaded. Raises
+    BundleError for anything missing, altered, damaged, or of another format. A damaged LightGBM
+    text can crash the process, which is why nothing is loaded before its hash is checked.
+    """
+    folder = Path(folder)
+    try:
+        text = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise BundleError(f"{folder} holds no readable {MANIFEST}: {error.strerror}") from None
+    digest = hashlib.sha256(text).hexdigest()
+    if sha256 is not None and digest != sha256:
+        raise BundleError(f"{MANIFEST} was altered: expected sha256 {sha256}, found {digest}")
+    try:
+        manifest = json.loads(text)
+        if manifest["format"] != FORMAT:
+            raise BundleError(
+                f"the bundle has format {manifest['format']}, expected {FORMAT}: train it again"
+            )
+        listed = manifest["files"]
+        files: dict[str, bytes] = {}
+        for name, entry in listed.items():
+            if Path(name).name != name:
+                raise BundleError(f"the manifest names a file outside the bundle: {name!r}")
+            try:
+                content = (folder / name).read_bytes()
+            except OSError as error:
+                raise BundleError(f"{name} cannot be read: {error.strerror}") from None
+            found = hashlib.sha256(content).hexdigest()
+            if found != entry["sha256"]:
+                raise BundleError(
+                    f"{name} was altered or cut: expected {entry['bytes']} bytes with sha256 "
+                    f"{entry['sha256'][:12]}…, found {len(content)} with {found[:12]}…"
+                )
+            files[name] = content
+        bundle = _assemble(manifest, files)
+        golden = {k: _array(v) for k, v in manifest["golden"].items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{MANIFEST} is damaged: {error!r}") from None
+    X = golden.pop("X").reshape(-1, len(bundle.schema.names))
+    scores = vars(bundle.score(X, threads=1))
+    for name, expected in golden.items():
+        if not np.array_equal(scores[name], expected.reshape(scores[name].shape)):
+            raise BundleError(f"the golden rows are not reproduced: {name} differs")
+    return replace(bundle, golden=X, sha256=digest)
+
+
+def _assemble(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> ScoringBundle:
+    models = manifest["models"]
+    return ScoringBundle(
+        schema=Schema.from_json(manifest["schema"]),
+        offers=parse_offers(manifest["offers"]),
+        offered=tuple(bool(v) for v in manifest["offered"]),
+        policy=manifest["policy"],
+        effects=EffectModel.from_files(models["effects"], files),
+        costs=EffectModel.from_files(models["costs"], files),
+        response=ResponseModel.from_files(models["response"], files),
+        money=Money(**manifest["money"]),
+        frozen=manifest["frozen"],
+        features=manifest["features"],
+        info=manifest["info"],
+    )
+
+
+def _listed(values: Float32Array) -> list[float | None]:
+    """Flat list; float32 survives the way through JSON's doubles, NaN becomes null."""
+    return [None if np.isnan(v) else float(v) for v in np.ravel(values)]
+
+
+def _array(values: list[float | None]) -> Float32Array:
+    return np.array([np.nan if v is None else v for v in values], dtype=np.float32)

@@ -1,0 +1,17 @@
+"""One learner, one file; importing the package fills the registry."""
+
+from uplift.learners import causalml_forest, dr, r, s, t, x
+from uplift.learners.base import LEARNERS, Fitted, Learner, make_learner
+
+__all__ = [
+    "LEARNERS",
+    "Fitted",
+    "Learner",
+    "causalml_forest",
+    "dr",
+    "make_learner",
+    "r",
+    "s",
+    "t",
+    "x",
+]

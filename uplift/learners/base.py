@@ -1,0 +1,92 @@
+"""What every learner shares: a registry, cross-fitting, and the check of its inputs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from uplift.data import FloatArray
+from uplift.effects import EffectModel, mean_model
+from uplift.errors import DesignError
+from uplift.nuisances import Problem
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """`oof` (n, K) effects of the training rows, each by the model that did not see its
+    customer; `model`, the mean of the folds' models, which is what is served."""
+
+    name: str
+    oof: FloatArray
+    model: EffectModel
+
+
+class Learner(ABC):
+    """An estimator of the effects of K arms against control.
+
+    `nuisances` declares what it needs of the shared store (`mu`: out-of-fold arm means,
+    `assignment`: the whole vector of probabilities); `outcomes`, what it can learn.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    nuisances: ClassVar[frozenset[str]]
+    outcomes: ClassVar[frozenset[str]] = frozenset({"binary", "money"})
+
+    @abstractmethod
+    def fold_models(self, problem: Problem) -> list[EffectModel]:
+        """One model per fold, learned from the rows outside it."""
+
+    def fit(self, problem: Problem) -> Fitted:
+        """Cross-fit. Raises DesignError for an arm without rows or an outcome it cannot learn."""
+        kind = "binary" if problem.binary else "money"
+        if kind not in self.outcomes:
+            raise DesignError(
+                f"learner {self.name} learns {', '.join(sorted(self.outcomes))} outcomes, "
+                f"found a {kind} one. Leave it out of training.learners."
+            )
+        counts = np.bincount(problem.data.arm, minlength=problem.data.n_arms + 1)
+        empty = [problem.data.arms[k - 1] for k in range(1, len(counts)) if counts[k] == 0]
+        if empty:
+            raise DesignError(
+                f"no exposure has the arms {', '.join(empty[:5])}: an effect needs exposures. "
+                "Remove them from `offers`, or add their exposures."
+            )
+        models = self.fold_models(problem)
+        oof = np.empty((len(problem.data), problem.data.n_arms))
+        for f, model in enumerate(models):
+            held = problem.fold == f
+            oof[held] = model.predict(problem.data.X[held], problem.settings.threads)
+        return Fitted(self.name, oof, mean_model(models))
+
+
+LEARNERS: dict[str, type[Learner]] = {}
+
+
+def learner(cls: type[Learner]) -> type[Learner]:
+    """Class decorator: register a learner under its name."""
+    LEARNERS[cls.name] = cls
+    return cls
+
+
+def make_learner(name: str) -> Learner:
+    """The learner of that name; an unknown name lists the known ones."""
+    if name not in LEARNERS:
+        raise DesignError(
+            f"training.learners: unknown learner {name!r}, expected {', '.join(sorted(LEARNERS))}"
+        )
+    return LEARNERS[name]()
+
+
+def per_arm(
+    problem: Problem, fit_arm: Callable[[int], tuple[EffectModel, ...]]
+) -> list[EffectModel]:
+    """Side by side, per fold, the single-output models that `fit_arm(k)` gives for each fold."""
+    from uplift.nuisances import stack
+
+    columns = [fit_arm(k) for k in range(1, problem.data.n_arms + 1)]
+    return [stack([column[f] for column in columns]) for f in range(problem.folds)]

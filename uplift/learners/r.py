@@ -1,0 +1,41 @@
+"""R-learner: residual on residual (Nie & Wager 2021)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from uplift.boosting import cross_fit
+from uplift.effects import EffectModel
+from uplift.learners.base import Learner, learner, per_arm
+from uplift.nuisances import Problem
+
+
+@learner
+class RLearner(Learner):
+    """On rows of arm k and control, with w = 1[W = k] and m_k = e'_k mu_k + (1 - e'_k) mu_0:
+    target (Y - m_k) / (w - e'_k), weight (w - e'_k)^2."""
+
+    name = "r"
+    title = "R: residual on residual"
+    nuisances = frozenset({"mu", "assignment"})
+
+    def fold_models(self, problem: Problem) -> list[EffectModel]:
+        return per_arm(problem, lambda k: self._arm(problem, k))
+
+    @staticmethod
+    def _arm(problem: Problem, k: int) -> tuple[EffectModel, ...]:
+        data, mu = problem.data, problem.mu
+        e = data.assignment
+        rows = np.flatnonzero(((data.arm == 0) | (data.arm == k)) & (e[:, k] > 0))
+        share = e[rows, k] / (e[rows, k] + e[rows, 0])
+        mean = share * mu[rows, k] + (1 - share) * mu[rows, 0]
+        residual = (data.arm[rows] == k) - share
+        return cross_fit(
+            problem.binned,
+            rows,
+            (problem.target[rows] - mean) / residual,
+            problem.fold,
+            problem.settings,
+            weight=residual**2 / np.mean(residual**2),
+            valid=problem.contrast(k),
+        ).models

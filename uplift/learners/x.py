@@ -1,0 +1,64 @@
+"""X-learner: effects imputed with the other arm's mean (Kuenzel et al. 2019)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from uplift.boosting import cross_fit
+from uplift.effects import EffectModel
+from uplift.learners.base import Learner, learner, per_arm
+from uplift.nuisances import Problem
+
+
+@learner
+class XLearner(Learner):
+    """tau_k = e'_k tau0 + (1 - e'_k) tau1, with e'_k = e_k / (e_k + e_0).
+
+    tau0 regresses mu_k - Y on control rows, tau1 regresses Y - mu_0 on arm-k rows, both with
+    out-of-fold means. The weight is the average of e'_k: any weight is consistent, and the
+    assignment of a customer who is scored later is not known yet.
+    """
+
+    name = "x"
+    title = "X: imputed effects of both arms"
+    nuisances = frozenset({"mu", "assignment"})
+
+    def fold_models(self, problem: Problem) -> list[EffectModel]:
+        return per_arm(problem, lambda k: self._arm(problem, k))
+
+    @staticmethod
+    def _arm(problem: Problem, k: int) -> tuple[EffectModel, ...]:
+        data, mu, y = problem.data, problem.mu, problem.target
+        eligible, contrast, weight = problem.contrast(k)
+        share = float(
+            np.mean(
+                data.assignment[eligible, k]
+                / (data.assignment[eligible, k] + data.assignment[eligible, 0])
+            )
+        )
+        control = np.flatnonzero((data.arm == 0) & (data.assignment[:, k] > 0))
+        treated = np.flatnonzero(data.arm == k)
+        parts = [
+            cross_fit(
+                problem.binned,
+                rows,
+                target,
+                problem.fold,
+                problem.settings,
+                valid=(eligible, contrast, weight),
+            )
+            for rows, target in (
+                (control, mu[control, k] - y[control]),
+                (treated, y[treated] - mu[treated, 0]),
+            )
+        ]
+        return tuple(
+            blend(zero, one, share)
+            for zero, one in zip(parts[0].models, parts[1].models, strict=True)
+        )
+
+
+def blend(tau0: EffectModel, tau1: EffectModel, share: float) -> EffectModel:
+    """share * tau0 + (1 - share) * tau1."""
+    a, b = tau0.scaled(share), tau1.scaled(1 - share)
+    return EffectModel(a.constant + b.constant, a.terms + b.terms)

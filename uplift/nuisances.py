@@ -1,0 +1,111 @@
+"""What all learners share: folds, arm means out of fold, and the doubly robust scores.
+
+    Gam_ik = mu_k(x_i) + 1[W_i = k] / e_k(x_i) * (Y_i - mu_k(x_i))          (Robins 1994)
+
+mu is always out of fold (cross-fitting: Chernozhukov et al. 2018): in-sample means would make the
+intervals of everything that follows too narrow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from uplift.boosting import Binned, Settings, cross_fit
+from uplift.data import Float32Array, FloatArray, IntArray, TrainingSet
+from uplift.effects import EffectModel, mean_model
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One outcome of the training rows, ready for every learner.
+
+    target   (n,) outcome that is learned; `binary`: it holds 0 and 1 only
+    fold     (n,) 0..F-1, drawn by cluster
+    mu       (n, K + 1) out-of-fold mean of each arm; `arm_means`, the folds' models of it
+    gamma    (n, K + 1) doubly robust scores of the training rows
+    """
+
+    data: TrainingSet
+    binned: Binned
+    target: FloatArray
+    binary: bool
+    fold: IntArray
+    mu: FloatArray
+    arm_means: tuple[EffectModel, ...]
+    gamma: FloatArray
+    settings: Settings
+    seed: int
+
+    @property
+    def folds(self) -> int:
+        return len(self.arm_means)
+
+    def contrast(self, k: int) -> tuple[IntArray, FloatArray, FloatArray]:
+        """Rows where arm k could be drawn, their Gam_k - Gam_0, and inverse-variance weights
+        1 / (1/e_k + 1/e_0), mean 1."""
+        e = self.data.assignment
+        rows = np.flatnonzero((e[:, k] > 0) & (e[:, 0] > 0))
+        weight = 1 / (1 / e[rows, k] + 1 / e[rows, 0])
+        return rows, self.gamma[rows, k] - self.gamma[rows, 0], weight / weight.mean()
+
+    def mean_on(self, X: Float32Array) -> FloatArray:
+        """(n, K + 1) arm means at rows that no fold has seen: the average of the folds' models."""
+        return mean_model(self.arm_means).predict(X, self.settings.threads)
+
+
+def prepare(
+    data: TrainingSet,
+    binned: Binned,
+    target: FloatArray,
+    fold: IntArray,
+    settings: Settings,
+    seed: int,
+) -> Problem:
+    """Fit the arm means of `target` (n,) and compute the scores."""
+    binary = bool(np.isin(target, (0.0, 1.0)).all())
+    folds = int(fold.max()) + 1
+    n, arms = len(data), data.n_arms + 1
+    mu = np.empty((n, arms))
+    per_fold: list[list[EffectModel]] = [[] for _ in range(folds)]
+    for k in range(arms):
+        rows = np.flatnonzero(data.arm == k)
+        fitted = cross_fit(binned, rows, target[rows], fold, settings, binary=binary)
+        mu[:, k] = fitted.out_of_fold(data.X, fold, settings.threads)
+        for f in range(folds):
+            per_fold[f].append(fitted.models[f])
+    means = tuple(stack(models) for models in per_fold)
+    gamma = doubly_robust(mu, data.assignment, data.arm, target)
+    return Problem(data, binned, target, binary, fold, mu, means, gamma, settings, seed)
+
+
+def doubly_robust(
+    mu: FloatArray, assignment: FloatArray, arm: IntArray, y: FloatArray
+) -> FloatArray:
+    """(n, K + 1) scores. mu, assignment (n, K + 1); arm, y (n,). A known probability is never
+    clipped; an arm with probability 0 keeps its mean and must not be evaluated."""
+    gamma = mu.copy()
+    i = np.arange(len(arm))
+    gamma[i, arm] += (y - mu[i, arm]) / assignment[i, arm]
+    return gamma
+
+
+def stack(models: list[EffectModel]) -> EffectModel:
+    """Single-output models side by side as one model with len(models) outputs."""
+    outputs = len(models)
+    terms = []
+    for k, model in enumerate(models):
+        for term, weight in model.terms:
+            wide = np.zeros(outputs)
+            wide[k] = weight[0]
+            terms.append((term, wide))
+    return EffectModel(np.array([m.constant[0] for m in models]), tuple(terms))
+
+
+def against_control(means: EffectModel) -> EffectModel:
+    """(K,) effects mu_k - mu_0 from a model of the K + 1 arm means."""
+    return EffectModel(
+        means.constant[1:] - means.constant[0],
+        tuple((term, w[1:] - w[0]) for term, w in means.terms),
+    )

@@ -1,0 +1,184 @@
+"""The evaluation core: the doubly robust score matrix, from which every number derives.
+
+    Gam (n, K + 1):  mean over rows of Gam_k - Gam_0 estimates the effect of arm k;
+                     mean of sum_k pi_k(x) Gam_k estimates the value of policy pi.
+
+Intervals are clustered by the unit of randomisation (Liang & Zeger 1986):
+
+    Var(est) = G/(G-1) * sum_g (sum_{i in g} psi_i)^2 / n^2
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from uplift.data import FloatArray, IntArray
+from uplift.errors import DesignError
+
+Z_TWO_SIDED = 1.959963984540054
+Z_ONE_SIDED = 1.6448536269514722
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its standard error; `lo`, `hi`: 95% two-sided; `bound`: 95% one-sided."""
+
+    value: float
+    se: float
+
+    @property
+    def lo(self) -> float:
+        return self.value - Z_TWO_SIDED * self.se
+
+    @property
+    def hi(self) -> float:
+        return self.value + Z_TWO_SIDED * self.se
+
+    @property
+    def bound(self) -> float:
+        """The one-sided lower bound, for gates."""
+        return self.value - Z_ONE_SIDED * self.se
+
+    def scaled(self, factor: float) -> Estimate:
+        return Estimate(self.value * factor, self.se * abs(factor))
+
+    def to_json(self) -> dict[str, float]:
+        return {"value": self.value, "se": self.se, "lo": self.lo, "hi": self.hi}
+
+
+def clustered_mean(values: FloatArray, cluster: IntArray) -> Estimate:
+    """Mean of (n,) values with the clustered standard error; cluster (n,) codes."""
+    return _with_se(float(np.mean(values)), values - np.mean(values), cluster)
+
+
+def _with_se(estimate: float, psi: FloatArray, cluster: IntArray) -> Estimate:
+    _, codes = np.unique(cluster, return_inverse=True)
+    sums = np.bincount(codes, weights=psi)
+    groups = len(sums)
+    if groups < 2:
+        raise DesignError(
+            f"an interval needs at least 2 clusters, found {groups}. Evaluate on more customers."
+        )
+    variance = groups / (groups - 1) * float(sums @ sums) / len(psi) ** 2
+    return Estimate(estimate, float(np.sqrt(variance)))
+
+
+@dataclass(frozen=True)
+class ScoreMatrix:
+    """gamma (n, K + 1) doubly robust scores, cluster (n,) codes."""
+
+    gamma: FloatArray
+    cluster: IntArray
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.gamma).all():
+            raise DesignError("the score matrix holds values that are no finite numbers")
+
+    def __len__(self) -> int:
+        return len(self.gamma)
+
+    def effect(self, k: int) -> Estimate:
+        """Average effect of arm k against control, per row."""
+        return clustered_mean(self.gamma[:, k] - self.gamma[:, 0], self.cluster)
+
+    def gain(self, policy: FloatArray) -> Estimate:
+        """Value of a policy less that of no offer, per row. `policy` (n, K): probability of
+        each arm; what is missing to 1 is control."""
+        return clustered_mean(self.gains(policy), self.cluster)
+
+    def compare(self, policy: FloatArray, rival: FloatArray) -> Estimate:
+        """Paired difference of two policies' values, per row."""
+        return self.gain(policy - rival)
+
+    def gains(self, policy: FloatArray) -> FloatArray:
+        """(n,) row-wise contributions to `gain`."""
+        # An arm with probability 0 in the policy may be undefined in the scores (ineligible).
+        contrast = self.gamma[:, 1:] - self.gamma[:, :1]
+        out: FloatArray = np.where(policy != 0, policy * contrast, 0.0).sum(axis=1)
+        return out
+
+
+def one_hot(choice: IntArray, arms: int) -> FloatArray:
+    """(n, K) policy of choices 0..K; 0 is no offer."""
+    policy = np.zeros((len(choice), arms))
+    treated = np.flatnonzero(choice > 0)
+    policy[treated, choice[treated] - 1] = 1
+    return policy
+
+
+def top_up_to(rank: FloatArray, cost: FloatArray, total: float | None) -> FloatArray:
+    """(n,) share of each row that is treated when rows are taken from the highest `rank` until
+    `total` cost is spent (None: everyone). Equal ranks share what is left at the cut, so row
+    order never matters."""
+    if total is None:
+        return np.ones(len(rank))
+    _, block = np.unique(-rank, return_inverse=True)
+    per_block = np.bincount(block, weights=cost)
+    before = np.concatenate([[0.0], np.cumsum(per_block)[:-1]])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(per_block > 0, (total - before) / per_block, (total >= before) * 1.0)
+    out: FloatArray = np.clip(share, 0, 1)[block]
+    return out
+
+
+def tie_means(score: FloatArray, values: FloatArray) -> FloatArray:
+    """(n,) `values` averaged within equal `score`: the mean over all orders of the ties."""
+    _, block = np.unique(score, return_inverse=True)
+    out: FloatArray = (np.bincount(block, weights=values) / np.bincount(block))[block]
+    return out
+
+
+def decile_table(
+    score: FloatArray,
+    contrast: FloatArray,
+    predicted: FloatArray,
+    cluster: IntArray,
+    parts: int = 10,
+) -> list[dict[str, Any]]:
+    """Mean of `contrast` (n,) and of `predicted` (n,) per tenth of the ranks of `score` (n,),
+    highest first. Within equal scores `contrast` becomes its mean, so that row order never
+    matters; a constant score gives the same mean everywhere."""
+    order = np.argsort(-score, kind="stable")
+    contrast = tie_means(score, contrast)
+    rows = []
+    for part, index in enumerate(np.array_split(order, parts)):
+        estimate = clustered_mean(contrast[index], cluster[index])
+        rows.append(
+            {
+                "part": part + 1,
+                "rows": len(index),
+                "predicted": float(predicted[index].mean()),
+                **estimate.to_json(),
+            }
+        )
+    return rows
+
+
+def calibration_slope(predicted: FloatArray, contrast: FloatArray, cluster: IntArray) -> Estimate:
+    """b of D = a + b (tau - mean tau), clustered (Chernozhukov, Demirer et al. 2018): 1 when
+    calibrated, below 1 when too spread, 0 without signal. A constant prediction has slope 0."""
+    centred = predicted - predicted.mean()
+    scale = float(centred @ centred)
+    if scale <= 1e-18 * len(predicted):
+        return Estimate(0.0, 0.0)
+    slope = float(centred @ contrast) / scale
+    residual = contrast - contrast.mean() - slope * centred
+    psi = centred * residual * len(predicted) / scale
+    return _with_se(slope, psi, cluster)
+
+
+def qini_curve(
+    rank: FloatArray, contrast: FloatArray, cost: FloatArray, points: int = 101
+) -> tuple[FloatArray, FloatArray]:
+    """Gain over cost: (points,) mean cost and mean gain per row as more rows of the ranking are
+    treated, from none to all. The last point is the average effect."""
+    order = np.argsort(-rank, kind="stable")
+    cost, contrast = tie_means(rank, cost), tie_means(rank, contrast)
+    n = len(order)
+    spent = np.concatenate([[0.0], np.cumsum(cost[order])]) / n
+    gained = np.concatenate([[0.0], np.cumsum(contrast[order])]) / n
+    at = np.linspace(0, n, points).round().astype(int)
+    return spent[at], gained[at]
