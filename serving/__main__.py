@@ -1,0 +1,191 @@
+"""Commands of the scorer: `api`, `score`, `snapshot`.
+
+Exit code 0: done; 2: bad input or configuration, with one message; 1: a defect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from features.config import Config, load_config, parse_time
+from features.errors import ConfigError, InputError
+from uplift.errors import UpliftError
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    # Threads of OpenMP that wait must not burn the core that a training beside us needs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    logging.getLogger("serving").setLevel(logging.INFO)
+    try:
+        config = load_config(options.config, options.set)
+        code: int = options.run(config, options)
+        return code
+    except (InputError, UpliftError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m serving", description="Score and serve.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--config", required=True, help="configuration file")
+    common.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key"
+    )
+    moment = argparse.ArgumentParser(add_help=False)
+    moment.add_argument("--as-of", help="UTC time to score as of; default: source.as_of")
+
+    api = commands.add_parser("api", parents=[common], help="start the HTTP scorer")
+    api.add_argument("--port", type=int, default=8000)
+    api.add_argument("--host", default="127.0.0.1", help="this machine's loopback address only")
+    api.set_defaults(run=_api)
+
+    snapshot = commands.add_parser(
+        "snapshot", parents=[common, moment], help="build the feature snapshot of the server"
+    )
+    snapshot.set_defaults(run=_snapshot)
+
+    score = commands.add_parser(
+        "score", parents=[common, moment], help="decide for everyone, into a file"
+    )
+    score.add_argument("--features", type=Path, help="rows of given features, with customer_id")
+    score.add_argument("--budget", type=float, help="currency; default: policy.budget")
+    score.add_argument("--holdout-share", type=float, help="default: policy.holdout_share")
+    score.add_argument("--exploration-share", type=float, help="default: policy.exploration_share")
+    score.add_argument("--out", type=Path, required=True, help="decisions.parquet or .csv")
+    score.set_defaults(run=_score)
+    return parser
+
+
+def _api(config: Config, options: argparse.Namespace) -> int:
+    if options.host not in LOOPBACK:
+        raise ConfigError(
+            "--host",
+            expected=f"one of {', '.join(LOOPBACK)}",
+            found=options.host,
+            remedy="The server has no API keys yet, so it answers this machine only.",
+        )
+    if not 0 <= options.port <= 65535:
+        raise ConfigError(
+            "--port", expected="0 to 65535", found=str(options.port), remedy="Give a free port."
+        )
+    _refuse_taken(options.host, options.port)
+    import uvicorn
+
+    from serving.app import create_app
+    from serving.load import resolve
+    from serving.routes import Holder
+    from serving.salt import load_salt
+    from serving.scorer import Scorer
+    from serving.snapshot import ensure_snapshot
+
+    log = logging.getLogger("serving")
+    salt = load_salt()
+    model = resolve(config)
+    scorer = Scorer(model, ensure_snapshot(config, model, salt), config, salt)
+    log.info(
+        "model %s version %s, snapshot %s of %s customers as of %s",
+        model.name,
+        model.version,
+        scorer.snapshot.snapshot_id,
+        f"{len(scorer.snapshot.population):,}",
+        scorer.snapshot.as_of.isoformat(),
+    )
+    if scorer.degraded:
+        log.warning("degraded: %s", ", ".join(scorer.degraded))
+    log.info("no API keys yet: listening on %s only, port %s", options.host, options.port)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(Holder(scorer)),
+            host=options.host,
+            port=options.port,
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=20,
+        )
+    )
+    server.run()
+    return 0
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    """Say so before minutes of work, when another server has the port."""
+    import socket
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                "--port",
+                expected="a free port",
+                found=f"{port}: {error.strerror}",
+                remedy="Stop the other server, or give another --port.",
+            ) from None
+
+
+def _snapshot(config: Config, options: argparse.Namespace) -> int:
+    from serving.load import resolve
+    from serving.salt import load_salt
+    from serving.snapshot import build_snapshot
+
+    salt = load_salt()
+    moment = parse_time(options.as_of, "--as-of") if options.as_of else None
+    snapshot = build_snapshot(config, resolve(config), salt, as_of=moment)
+    m = snapshot.manifest
+    print(f"snapshot {snapshot.snapshot_id}: {m['rows']:,} customers as of {m['as_of']}")
+    if m["simulated"]:
+        print("  the shop is simulated: no real customer stands behind these rows")
+    print(f"  shadow price {snapshot.shadow_price:.4f}, reasons {m['reasons']}")
+    for note in m["notes"]:
+        print(f"  note: {note}")
+    return 0
+
+
+def _score(config: Config, options: argparse.Namespace) -> int:
+    from serving.load import resolve
+    from serving.population import from_features, from_source
+    from serving.salt import load_salt
+    from serving.score import check_out, summary, write_decisions
+
+    check_out(options.out)
+    flags = {
+        "policy.budget": options.budget,
+        "policy.holdout_share": options.holdout_share,
+        "policy.exploration_share": options.exploration_share,
+    }
+    given = [f"{key}={value!r}" for key, value in flags.items() if value is not None]
+    if given:
+        config = load_config(options.config, [*options.set, *given])
+    moment = config.as_of(parse_time(options.as_of, "--as-of") if options.as_of else None)
+    model = resolve(config)
+    bundle = model.bundle
+    if options.features is not None:
+        population = from_features(options.features, config, bundle, moment, threads=0)
+    else:
+        population = from_source(config, bundle, moment, threads=0)
+    print(summary(write_decisions(population, model, config, load_salt(), options.out)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,284 @@
+"""Everyone a campaign may decide for, as of one moment: features, scores, consent and caps.
+
+One table of columns, ordered by customer id. The batch command works on it in memory; the server
+reads the same columns from a snapshot.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from features.build import build_features
+from features.config import CONTROL, ID_PATTERN, Config
+from features.errors import DataError
+from features.frozen import FrozenValues
+from features.segments import SEGMENT_FEATURES, segments
+from features.sources import open_source
+from features.spine import all_customers, naive_utc, seen_before
+from features.tables import Tables
+from uplift.bundle import Scores, ScoringBundle
+from uplift.data import BoolArray, Float32Array, FloatArray
+
+Ids = npt.NDArray[np.bytes_]
+Times = npt.NDArray[np.datetime64]
+
+RFM = ("recency_days", "order_days_365d", "spend_365d")
+NEVER = np.datetime64("NaT", "us")
+FOREVER = np.datetime64("9999-12-31", "us")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A text column as codes of its names; code 0 is missing."""
+
+    codes: npt.NDArray[np.uint8]
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[str | None] | npt.NDArray[Any]) -> Labels:
+        codes, names = pd.factorize(np.asarray(values, dtype=object), sort=True)
+        return cls((codes + 1).astype(np.uint8), tuple(str(name) for name in names))
+
+    def texts(self, rows: Any = slice(None)) -> npt.NDArray[np.object_]:
+        """Names of these rows, None where missing."""
+        names: npt.NDArray[np.object_] = np.array([None, *self.names], dtype=object)
+        return names[self.codes[rows]]  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Population:
+    """n customers, d features, K arms.
+
+    customer_id  (n,) ASCII bytes in ascending order
+    X            (n, d) float32 as the bundle's schema encodes it
+    scores       of the bundle, float32
+    tier, stage  segments; missing without transactions
+    rfm          (n, 3) recency_days, order_days_365d, spend_365d; NaN where unknown
+    consent      (n,) may be contacted
+    free_at      (n,) when the contact caps let the next offer through, UTC; NaT: no cap is reached
+    """
+
+    as_of: datetime
+    customer_id: Ids
+    X: Float32Array
+    scores: Scores
+    tier: Labels
+    stage: Labels
+    rfm: FloatArray
+    consent: BoolArray
+    free_at: Times
+    simulated: bool = False
+    data_digest: str = ""
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.customer_id)
+
+    def find(self, ids: Sequence[str]) -> tuple[npt.NDArray[np.int64], BoolArray]:
+        """(m,) row of each id, and whether it is known (the row of an unknown id means nothing)."""
+        wanted = np.array([i.encode("ascii", "replace") for i in ids], dtype=np.bytes_)
+        rows = np.searchsorted(self.customer_id, wanted)
+        rows = np.minimum(rows, max(len(self) - 1, 0))
+        known = self.customer_id[rows] == wanted if len(self) else np.zeros(len(ids), dtype=bool)
+        return rows.astype(np.int64), known
+
+
+def from_source(config: Config, bundle: ScoringBundle, as_of: datetime, threads: int) -> Population:
+    """All customers that the source shows before `as_of`, scored with `threads` threads.
+
+    Raises DataError where the source cannot be used, for instance before its first row.
+    """
+    return from_tables(open_source(config).tables(), config, bundle, as_of, threads)
+
+
+def from_tables(
+    tables: Tables, config: Config, bundle: ScoringBundle, as_of: datetime, threads: int
+) -> Population:
+    """As `from_source`, of tables that are open already."""
+    spine = all_customers(tables, as_of, config)
+    frozen = FrozenValues.from_json(json.dumps(dict(bundle.frozen)))
+    names = list(bundle.features["names"])
+    segmented = tables.transactions is not None
+    extra = [n for n in dict.fromkeys((*SEGMENT_FEATURES, *RFM)) if n not in names]
+    built = build_features(tables, spine, names + (extra if segmented else []), config, frozen)
+    frame = built.frame
+    ids = spine["customer_id"].astype(str)
+    order = np.argsort(_bytes(ids), kind="stable")
+    tier: Any = [None] * len(spine)
+    stage = tier
+    rfm = np.full((len(spine), len(RFM)), np.nan)
+    if segmented:
+        segment = segments(frame, frozen)
+        tier, stage = segment["tier"], segment["lifecycle_stage"]
+        rfm = frame[list(RFM)].to_numpy(dtype=np.float64, na_value=np.nan)
+    X = bundle.schema.encode(frame)[order]
+    return Population(
+        as_of=_aware(as_of),
+        customer_id=_bytes(ids)[order],
+        X=X,
+        scores=bundle.score(X, threads=threads),
+        tier=Labels.of(np.asarray(tier, dtype=object)[order]),
+        stage=Labels.of(np.asarray(stage, dtype=object)[order]),
+        rfm=rfm[order],
+        consent=_consent(tables, ids, as_of, config)[order],
+        free_at=_free_at(tables, ids, as_of, config)[order],
+        simulated=tables.simulated,
+        data_digest=tables.digest,
+        missing=tuple(n for n in built.missing if n in names),
+        notes=tables.notes,
+    )
+
+
+def from_features(
+    path: Path, config: Config, bundle: ScoringBundle, as_of: datetime, threads: int
+) -> Population:
+    """Rows of given features with `customer_id`, Parquet or CSV, for experiments without orders.
+
+    Consent comes from a column `marketing_consent`, else from contact.assume_consent; contact caps
+    need a source and are not looked at. Raises DataError for a file that cannot be used.
+    """
+    where = f"--features {path}"
+    if bundle.features["names"]:
+        raise DataError(
+            where,
+            expected="a model that was trained on given features alone",
+            found=f"one that needs {len(bundle.features['names'])} features of transactions",
+            remedy="Leave --features out: the features are built from the source.",
+        )
+    frame = _read(path, where)
+    lacking = [n for n in ("customer_id", *bundle.schema.names) if n not in frame.columns]
+    if lacking:
+        raise DataError(
+            where,
+            expected=f"the columns customer_id, {', '.join(bundle.schema.names)}",
+            found=f"none called {', '.join(lacking[:5])}",
+            remedy="Add them.",
+        )
+    ids = frame["customer_id"].astype(str)
+    bad = np.flatnonzero(~ids.str.fullmatch(ID_PATTERN).to_numpy(dtype=bool))
+    twice = np.flatnonzero(ids.duplicated().to_numpy())
+    for rows, expected, found in (
+        (bad, f"customer ids that match {ID_PATTERN}", "others"),
+        (twice, "each customer once", "customers twice"),
+    ):
+        if len(rows):
+            raise DataError(
+                where,
+                expected=expected,
+                found=f"{len(rows)} rows with {found}",
+                remedy="Mend or leave out these rows (the first is row 1).",
+                keys=[f"row {row + 1}" for row in rows],
+            )
+    if frame.empty:
+        raise DataError(where, expected="rows", found="none", remedy="Give customers to score.")
+    order = np.argsort(_bytes(ids), kind="stable")
+    X = bundle.schema.encode(frame)[order]
+    consent = np.full(len(frame), config.contact.assume_consent)
+    if "marketing_consent" in frame.columns:
+        said = frame["marketing_consent"].astype("boolean")
+        consent = said.fillna(config.contact.assume_consent).to_numpy(dtype=bool)
+    nobody = Labels.of([None] * len(frame))
+    return Population(
+        as_of=_aware(as_of),
+        customer_id=_bytes(ids)[order],
+        X=X,
+        scores=bundle.score(X, threads=threads),
+        tier=nobody,
+        stage=nobody,
+        rfm=np.full((len(frame), len(RFM)), np.nan),
+        consent=consent[order],
+        free_at=np.full(len(frame), NEVER),
+        simulated=config.source.kind == "simulated",
+        notes=("contact caps are not looked at: a feature file shows no earlier offers",),
+    )
+
+
+def _read(path: Path, where: str) -> pd.DataFrame:
+    import pyarrow as pa
+
+    try:
+        if path.suffix == ".csv":
+            return pd.read_csv(path, dtype={"customer_id": "string"})
+        return pd.read_parquet(path)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(
+            where,
+            expected="a readable Parquet or CSV file",
+            found=type(error).__name__,
+            remedy="Name a file that exists, with the suffix .parquet or .csv.",
+        ) from None
+
+
+def _consent(tables: Tables, ids: pd.Series[Any], as_of: datetime, config: Config) -> BoolArray:
+    """(n,) consent: the customers table's, and contact.assume_consent where it says nothing.
+
+    A customer who unsubscribed, or whose consent is refused in the table, stays refused: nothing
+    overrides a refusal.
+    """
+    consent = np.full(len(ids), config.contact.assume_consent)
+    if tables.customers is not None and "marketing_consent" in tables.customers.columns:
+        rows = tables.customers.select("customer_id", "marketing_consent").to_pyarrow().to_pandas()
+        said = rows.set_index("customer_id")["marketing_consent"].astype("boolean")
+        said = said.groupby(level=0).min()
+        consent = (
+            said.reindex(ids.to_numpy()).fillna(config.contact.assume_consent).to_numpy(dtype=bool)
+        )
+    if tables.events is not None:
+        events = tables.events
+        left = events.filter(
+            seen_before(events.occurred_at, naive_utc(as_of)), events.type == "unsubscribed"
+        )
+        gone = left.select("customer_id").distinct().to_pyarrow()["customer_id"].to_pylist()
+        consent &= ~ids.isin(gone).to_numpy()
+    return consent
+
+
+def _free_at(tables: Tables, ids: pd.Series[Any], as_of: datetime, config: Config) -> Times:
+    """(n,) when contact.overall lets the next offer through; NaT where no cap is reached.
+
+    With at most m offers in N days, that is N * 86,400 s after the m-th newest offer.
+    """
+    free = pd.Series(NEVER, index=ids.to_numpy(), dtype="datetime64[us]")
+    caps = {int(window[:-1]): most for window, most in config.contact.overall.items()}
+    if any(most <= 0 for most in caps.values()):
+        return np.full(len(ids), FOREVER)
+    if tables.exposures is None or not caps:
+        return free.to_numpy()
+    moment = naive_utc(as_of)
+    exposures = tables.exposures
+    offers = (
+        exposures.filter(
+            seen_before(exposures.assigned_at, moment),
+            exposures.assigned_at > moment - timedelta(days=max(caps)),
+            exposures.arm != CONTROL,
+        )
+        .select("customer_id", "assigned_at")
+        .to_pyarrow()
+        .to_pandas()
+        .sort_values("assigned_at", ascending=False, kind="stable")
+    )
+    newest = offers.groupby("customer_id").cumcount()
+    for days, most in caps.items():
+        nth = offers[newest == most - 1].set_index("customer_id")["assigned_at"]
+        until = (nth + timedelta(days=days)).astype("datetime64[us]").reindex(free.index)
+        until = until.where(until > moment)
+        free = free.where(until.isna() | (free > until), until)
+    return free.to_numpy(dtype="datetime64[us]")
+
+
+def _bytes(ids: pd.Series[Any]) -> Ids:
+    return ids.to_numpy(dtype=object).astype(np.bytes_)
+
+
+def _aware(moment: datetime) -> datetime:
+    return naive_utc(moment).replace(tzinfo=UTC)

@@ -1,0 +1,120 @@
+"""Problem details (RFC 9457) for every error. Texts come from here; input is never echoed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serving.schemas import FieldProblem, Problem
+
+MEDIA_TYPE = "application/problem+json"
+MAX_ERRORS = 20
+
+# code: (status, title)
+PROBLEMS: Mapping[str, tuple[int, str]] = {
+    "malformed": (400, "The body is not valid JSON in UTF-8"),
+    "not_found": (404, "There is nothing at this address"),
+    "unknown_campaign": (404, "There is no such campaign"),
+    "unknown_customer": (404, "There is no such customer"),
+    "method_not_allowed": (405, "This address does not know this method"),
+    "too_large": (413, "The body is larger than 1 MiB"),
+    "media_type": (415, "The body must be application/json, without content encoding"),
+    "validation": (422, "Request is not valid"),
+    "internal": (500, "The server failed; the request id finds it in the log"),
+    "not_ready": (503, "Model or snapshot are not loaded"),
+}
+_BY_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "media_type"}
+
+# code: detail
+FIELD_PROBLEMS: Mapping[str, str] = {
+    "missing": "is required",
+    "unknown_field": "this object has a field that is not known",
+    "pattern": "must match the id pattern",
+    "length": "has a length outside the limits",
+    "type": "has the wrong type",
+    "range": "is outside the limits",
+    "duplicate": "stands in the request already",
+    "invalid": "is not valid",
+}
+
+
+class ProblemError(Exception):
+    """An error answer: a code of PROBLEMS, and the faults of a validation."""
+
+    def __init__(self, code: str, errors: Sequence[FieldProblem] = ()) -> None:
+        self.code, self.errors = code, list(errors[:MAX_ERRORS])
+        super().__init__(code)
+
+
+def field_problem(pointer: str, code: str) -> FieldProblem:
+    return FieldProblem(pointer, code, FIELD_PROBLEMS[code])
+
+
+def render(request_id: str, problem: ProblemError, status: int | None = None) -> Response:
+    """The answer to an error."""
+    usual, title = PROBLEMS[problem.code]
+    status = status or usual
+    body = Problem(
+        f"/problems/{problem.code}", title, status, problem.code, request_id, problem.errors
+    )
+    headers = {"Retry-After": "1"} if status == 503 else None
+    return Response(msgspec.json.encode(body), status, headers=headers, media_type=MEDIA_TYPE)
+
+
+async def on_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ProblemError)
+    return render(request.state.request_id, error)
+
+
+async def on_http(request: Request, error: Exception) -> Response:
+    """What the framework raises itself: no route, wrong method, too large."""
+    assert isinstance(error, HTTPException)
+    code = _BY_STATUS.get(error.status_code, "internal" if error.status_code >= 500 else "invalid")
+    if code == "invalid":
+        code = "malformed"
+    response = render(request.state.request_id, ProblemError(code), error.status_code)
+    if error.headers and "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response
+
+
+async def on_validation(request: Request, error: Exception) -> Response:
+    """The framework's own validation would return the rejected value; ours does not."""
+    return render(request.state.request_id, ProblemError("validation"))
+
+
+_KINDS = (
+    (re.compile(r"Object missing required field `(\w+)`"), "missing"),
+    (re.compile(r"Object contains unknown field"), "unknown_field"),
+    (re.compile(r"Expected `\w+` matching regex"), "pattern"),
+    (re.compile(r"Expected `\w+` of length"), "length"),
+    (re.compile(r"Expected `(?:int|float|number)` [<>]"), "range"),
+    (re.compile(r"Expected `[^`]*`(?:, got|$)"), "type"),
+)
+
+
+def reject(error: Exception) -> NoReturn:
+    """Turn what the decoder found into a problem: where and what, not the value."""
+    if not isinstance(error, msgspec.ValidationError):
+        raise ProblemError("malformed") from None
+    text, _, path = str(error).rpartition(" - at `$")
+    if not text:
+        text, path = path, ""
+    pointer = "#" + "".join(
+        f"/{name or index}"
+        for name, index in re.findall(r"\.(\w+)|\[(\d+|\.\.\.)\]", path)
+        if index != "..."
+    )
+    for pattern, code in _KINDS:
+        found = pattern.match(text)
+        if found:
+            if code == "missing":
+                pointer += f"/{found[1]}"
+            raise ProblemError("validation", [field_problem(pointer, code)]) from None
+    raise ProblemError("validation", [field_problem(pointer, "invalid")]) from None
