@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 
 from features.config import CONTROL, Config
-from features.contracts import CONTRACTS, NOUNS, SQL_TYPES, TableContract
+from features.contracts import CONTRACTS, NOUNS, REASONS, SQL_TYPES, TableContract
 from features.errors import DataError
 from features.mapping import Field, Raw, find_fields
 from features.parsing import bad, literal, quote, value
@@ -228,6 +228,14 @@ def _settle(
         examples = tuple(str(line[0])[:60] for line in lines)
         found.append(BadRows("bad_line", "", rejected, examples))
         found.sort(key=lambda group: -group.count)
+    if problems is not None:
+        for group in found:
+            shown = f" (for example {', '.join(group.examples)})" if group.examples else ""
+            problems.add(
+                "warning",
+                f"{table}.{group.column}" if group.column else table,
+                f"{group.count} rows with {group.reason}: {REASONS[group.reason]}{shown}",
+            )
     write_quarantine(con, table, originals, raw.rejected, quarantine_path(config, table))
     if not _wrong_type(con, table, fields, found, problems):
         judge(table, read, found, config, problems)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, available_timezones
@@ -60,9 +60,17 @@ def _window(value: object) -> object:
     return value
 
 
+def _constant(value: object) -> object:
+    """YAML reads 2026-01-01 as a date and 7 as a number; a constant is their text."""
+    if isinstance(value, date):
+        return value.isoformat()
+    return str(value) if isinstance(value, int | float) else value
+
+
 Id = Annotated[str, AfterValidator(_id)]
 Time = Annotated[datetime, BeforeValidator(_utc)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Constant = Annotated[str, BeforeValidator(_constant)]
 Windows = Annotated[dict[str, int], BeforeValidator(_window)]
 
 
@@ -84,7 +92,7 @@ class SourceConfig(Section):
     columns: dict[str, dict[str, str]] = Field(
         default_factory=dict, description="per table: canonical column name <- your name"
     )
-    constants: dict[str, dict[str, str]] = Field(
+    constants: dict[str, dict[str, Constant]] = Field(
         default_factory=dict,
         description="per table: columns that are one constant, for one-shot experiments "
         "(campaign_id, assigned_at)",

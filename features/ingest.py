@@ -54,6 +54,8 @@ def checked_tables(
             continue
         if result is not None:
             cleaned[name] = result
+    if with_identities:
+        _check_identities_used(con, [name for name in cleaned if name != "identities"], problems)
     if "exposures" in cleaned:
         _check_control(con, problems)
     _check_named(con, cleaned, config, problems)
@@ -86,6 +88,23 @@ def _check_identities(con: Any) -> None:
             remedy="Keep one row of each.",
             keys=[row[0] for row in rows],
         )
+
+
+def _check_identities_used(con: Any, tables: Sequence[str], problems: Problems | None) -> None:
+    used = " OR ".join(f"customer_id IN (SELECT customer_id FROM {name})" for name in tables)
+    if not tables or con.execute(f"SELECT count(*) FROM identities WHERE {used}").fetchall()[0][0]:
+        return
+    rows = con.execute("SELECT source_customer_id FROM identities LIMIT 5").fetchall()
+    fail(
+        problems,
+        DataError(
+            "identities.source_customer_id",
+            expected="ids that stand in the other tables",
+            found="none of them there, so the table changes nothing",
+            remedy="Mend its columns source and source_customer_id, or take the file away.",
+            keys=[row[0] for row in rows],
+        ),
+    )
 
 
 def _check_control(con: Any, problems: Problems | None) -> None:

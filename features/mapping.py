@@ -24,13 +24,15 @@ class Raw:
     """A table as it came: a relation of the connection, and where it came from.
 
     `relation` is a table, a view or a table function. `rejected` names a relation with a column
-    `csv_line`: lines that could not be split into fields.
+    `csv_line`: lines that could not be split into fields. `embedded`: data of ours, whose further
+    columns are no surprise.
     """
 
     relation: str
     origin: str
     csv: bool = False
     rejected: str | None = None
+    embedded: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ def find_fields(
     used = {f.raw for f in fields}
     unused = [name for name in types if name not in used]
     if unused:
-        LOG.warning("%s: columns kept out: %s", contract.name, ", ".join(unused))
+        level = logging.INFO if raw.embedded else logging.WARNING
+        LOG.log(level, "%s: columns kept out: %s", contract.name, ", ".join(unused))
     return fields
 
 

@@ -159,10 +159,13 @@ class CompleteJourneySource:
         ):
             con.execute(f"CREATE VIEW cj_raw_{table} AS {query}")
         raws = {
-            "transactions": Raw("cj_raw_transactions", str(files["transactions"])),
-            "exposures": Raw("cj_raw_exposures", str(files["campaigns"])),
-            "customers": Raw("cj_households", str(files["demographics"])),
-            "events": Raw("cj_raw_events", str(files["coupon_redemptions"])),
+            table: Raw(relation, str(files[origin]), embedded=True)
+            for table, relation, origin in (
+                ("transactions", "cj_raw_transactions", "transactions"),
+                ("exposures", "cj_raw_exposures", "campaigns"),
+                ("customers", "cj_households", "demographics"),
+                ("events", "cj_raw_events", "coupon_redemptions"),
+            )
         }
         return checked_tables(
             backend,

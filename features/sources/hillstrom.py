@@ -12,13 +12,13 @@ import os
 import shutil
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from features.config import Config
 from features.errors import ConfigError, DataError
 from features.ingest import checked_tables, connect
-from features.mapping import Raw
 from features.problems import Problems
 from features.sources.base import source
 from features.sources.files import read_raw
@@ -80,9 +80,10 @@ class HillstromSource:
                 {", ".join(name for name in COLUMNS if name != "segment")}
             FROM {raw.relation}"""
         )
+        wide = replace(raw, relation="hillstrom", origin=str(file), embedded=True)
         return checked_tables(
             backend,
-            {"exposures": Raw("hillstrom", str(file), csv=raw.csv, rejected=raw.rejected)},
+            {"exposures": wide},
             self.config,
             digest=digest,
             problems=problems,
