@@ -83,7 +83,7 @@ def allocate(
     negative.
     """
     reward, cost, allowed = _checked(reward, cost, min_profit, eligible)
-    limit = _limit(budget)
+    limit = limit_of(budget)
     n = len(reward)
     paid = _per_customer("charged", charged, np.ones(n, dtype=bool)).astype(bool)
     order = _per_customer("tie_order", tie_order, np.arange(n))
@@ -243,7 +243,8 @@ def _exact_sum(values: FloatArray) -> float:
     return math.fsum(values.tolist())
 
 
-def _limit(budget: float | None) -> float:
+def limit_of(budget: float | None) -> float:
+    """The budget as a number, infinite for None; DesignError when it is negative or NaN."""
     if budget is None:
         return math.inf
     if math.isnan(budget) or budget < 0.0:
@@ -263,10 +264,8 @@ def _per_customer(
     return np.asarray(given)
 
 
-def _checked(
-    reward: FloatArray, cost: FloatArray, min_profit: float, eligible: BoolArray | None
-) -> tuple[FloatArray, FloatArray, BoolArray]:
-    """Reward, cost and the arms that may be chosen, all (n, K); DesignError if they do not fit."""
+def checked_scores(reward: FloatArray, cost: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Both as (n, K) floats; DesignError for other shapes, numbers not finite, costs below 0."""
     reward = np.asarray(reward, dtype=np.float64)
     cost = np.asarray(cost, dtype=np.float64)
     if reward.ndim != 2 or reward.shape != cost.shape:
@@ -290,6 +289,14 @@ def _checked(
             f"cost: expected numbers >= 0, found {cost[row, column]} for customer row {row}, "
             f"arm {column + 1}. Clip predicted costs at 0."
         )
+    return reward, cost
+
+
+def _checked(
+    reward: FloatArray, cost: FloatArray, min_profit: float, eligible: BoolArray | None
+) -> tuple[FloatArray, FloatArray, BoolArray]:
+    """Reward, cost and the arms that may be chosen, all (n, K); DesignError if they do not fit."""
+    reward, cost = checked_scores(reward, cost)
     if not math.isfinite(min_profit):
         raise DesignError(f"min_profit: expected a finite number, found {min_profit!r}.")
     allowed = reward >= min_profit

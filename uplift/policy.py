@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from uplift.allocation import Allocation, allocate, best_arm, of_arm
+from uplift.allocation import Allocation, allocate, best_arm, checked_scores, limit_of, of_arm
 from uplift.data import BoolArray, FloatArray, IntArray
 from uplift.errors import DesignError
 
@@ -244,7 +244,9 @@ def decide(
     # What a refused customer would have scored must not matter, and may be missing.
     reward = np.where((reason == "")[:, None], reward, 0.0)
     cost = np.where((reason == "")[:, None], cost, 0.0)
-    in_draw = _remove_arms(reason, cost, eligible, offered, budget)
+    reward, cost = checked_scores(reward, cost)
+    limit = limit_of(budget)
+    in_draw = _remove_arms(reason, cost, eligible, offered, limit)
 
     everywhere = _within(shares.global_holdout, salt, GLOBAL_SCOPE, customer_ids)
     here = _within(shares.holdout, salt, campaign_id, customer_ids)
@@ -254,8 +256,7 @@ def decide(
 
     scope = f"{campaign_id}/{window_id}"
     words = _words(salt, "explore", scope, customer_ids)
-    if budget is not None:
-        shares = _affordable(shares, cost[randomised], in_draw[randomised], budget)
+    shares = _affordable(shares, cost[randomised], in_draw[randomised], limit)
     exploring = randomised & (_scaled(words[:, 0], BUCKETS) < _bps(shares.exploration))
     drawn = np.zeros(n, dtype=np.int64)
     rows = np.flatnonzero(exploring)
@@ -267,12 +268,12 @@ def decide(
         greedy = best_arm(reward, cost, shadow_price, min_profit=min_profit, eligible=in_draw)
     else:
         explored_cost = of_arm(cost, drawn)
-        lost = _beyond(budget, explored_cost, words[:, 1])
+        lost = _beyond(limit, explored_cost, words[:, 1])
         explored = math.fsum(explored_cost[~lost].tolist())
         allocation = allocate(
             reward,
             cost,
-            budget=_left(budget, explored),
+            budget=_left(limit, explored),
             min_profit=min_profit,
             eligible=in_draw,
             charged=randomised & ~exploring,
@@ -390,7 +391,7 @@ def _remove_arms(
     cost: FloatArray,
     eligible: BoolArray | None,
     offered: BoolArray | None,
-    budget: float | None,
+    limit: float,
 ) -> BoolArray:
     """(n, K) arms that take part in the draw; sets the reason of customers who have none left."""
     n, arms = cost.shape
@@ -405,13 +406,12 @@ def _remove_arms(
         reason[(reason == "") & ~left.any(axis=1)] = Reason.NOT_ELIGIBLE
     left &= active
     reason[(reason == "") & ~left.any(axis=1)] = Reason.COUPON_EXPIRED
-    if budget is not None:
-        left &= cost <= budget
-        reason[(reason == "") & ~left.any(axis=1)] = Reason.BUDGET_EXHAUSTED
+    left &= cost <= limit
+    reason[(reason == "") & ~left.any(axis=1)] = Reason.BUDGET_EXHAUSTED
     return left
 
 
-def _affordable(shares: Shares, cost: FloatArray, in_draw: BoolArray, budget: float) -> Shares:
+def _affordable(shares: Shares, cost: FloatArray, in_draw: BoolArray, limit: float) -> Shares:
     """Shares whose explored offers stay within the budget, judged by costs and not by draws.
 
     The explored cost is a sum of independent terms in [0, c]; by Bernstein's inequality (1924) it
@@ -420,7 +420,7 @@ def _affordable(shares: Shares, cost: FloatArray, in_draw: BoolArray, budget: fl
     dearest arm for everyone is within it.
     """
     payable = np.where(in_draw, cost, 0.0)
-    if payable.max(axis=1, initial=0.0).sum() <= budget:
+    if payable.max(axis=1, initial=0.0).sum() <= limit:
         return shares
     arms = in_draw.sum(axis=1) + 1
     mean = float((payable.sum(axis=1) / arms).sum())
@@ -430,25 +430,25 @@ def _affordable(shares: Shares, cost: FloatArray, in_draw: BoolArray, budget: fl
     reach = float(payable.max(initial=0.0)) * level / 3.0
     bound = share * mean + reach + np.sqrt(reach**2 + 2.0 * share * square * level)
     bound[0] = 0.0
-    used = float(share[np.flatnonzero(bound <= budget)[-1]])
+    used = float(share[np.flatnonzero(bound <= limit)[-1]])
     return Shares(shares.holdout, used, shares.global_holdout)
 
 
-def _beyond(budget: float | None, explored_cost: FloatArray, order: Words) -> BoolArray:
+def _beyond(limit: float, explored_cost: FloatArray, order: Words) -> BoolArray:
     """(n,) explored offers that the budget can't pay after all, of chance 1e-9: last in hash order.
 
     Such an offer keeps its assigned arm in the log, as one that lost the race at commit.
     """
     lost = np.zeros(len(explored_cost), dtype=bool)
-    if budget is not None and math.fsum(explored_cost.tolist()) > budget:
+    if math.fsum(explored_cost.tolist()) > limit:
         sequence = np.argsort(order)
-        lost[sequence] = np.cumsum(explored_cost[sequence]) * (1.0 + 1e-9) > budget
+        lost[sequence] = np.cumsum(explored_cost[sequence]) * (1.0 + 1e-9) > limit
         lost &= explored_cost > 0.0
     return lost
 
 
-def _left(budget: float | None, explored: float) -> float | None:
+def _left(limit: float, explored: float) -> float:
     """The budget that exploration leaves; a hair less, so that the rounded total keeps to it."""
-    if budget is None or explored == 0.0:
-        return budget
-    return max(0.0, budget - explored - 4.0 * math.ulp(budget))
+    if math.isinf(limit) or explored == 0.0:
+        return limit
+    return max(0.0, limit - explored - 4.0 * math.ulp(limit))
