@@ -13,6 +13,7 @@ Winkler 2006); what a policy is worth is measured on held-out customers, not her
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ from uplift.errors import DesignError
 
 # Relative slack for the rounding of a running sum; the exact sum of the chosen costs decides.
 _ROUNDING = 1e-12
+# Customers whose hulls are walked at a time: their tables stay in the processor's cache.
+_BLOCK = 8192
 
 
 @dataclass(frozen=True)
@@ -170,11 +173,12 @@ def value_path(
 
 def _free_arm(reward: FloatArray, cost: FloatArray, allowed: BoolArray) -> IntArray:
     """(n,) the arm without cost of greatest reward; control when none is above 0."""
-    n, arms = reward.shape
-    if arms == 0:
-        return np.zeros(n, dtype=np.int64)
-    free = np.where(allowed & (cost == 0.0), reward, 0.0)
-    return np.where(free.max(axis=1) > 0.0, free.argmax(axis=1) + 1, 0).astype(np.int64)
+    start = np.zeros(len(reward), dtype=np.int64)
+    free = allowed & (cost == 0.0) & (reward > 0.0)
+    rows = np.flatnonzero(free.any(axis=1))
+    if len(rows):
+        start[rows] = np.where(free[rows], reward[rows], 0.0).argmax(axis=1) + 1
+    return start
 
 
 def _steps(
@@ -184,38 +188,12 @@ def _steps(
     start: IntArray,
     order: npt.NDArray[Any],
 ) -> _Steps:
-    """All steps of all upper hulls in the order in which a growing budget takes them.
-
-    From its current point a customer goes to the dearer and better arm of steepest slope (of
-    several in line: the farthest), which is the next corner of the hull; all customers that still
-    have one advance together.
-    """
-    rows = np.arange(len(reward))
-    at_reward, at_cost = of_arm(reward, start), of_arm(cost, start)
-    last_slope = np.full(len(reward), np.inf)
-    found: list[_Steps] = []
-    for _ in range(reward.shape[1]):
-        gain = reward - at_reward[:, None]
-        price = cost - at_cost[:, None]
-        ahead = allowed & (gain > 0.0) & (price > 0.0)
-        with np.errstate(over="ignore"):
-            slope = np.divide(gain, price, out=np.full(gain.shape, -np.inf), where=ahead)
-        steepest = slope.max(axis=1)
-        going = np.flatnonzero(steepest > 0.0)
-        if len(going) == 0:
-            break
-        rows, slope, steepest = rows[going], slope[going], steepest[going]
-        reward, cost, allowed = reward[going], cost[going], allowed[going]
-        column = np.where(slope == steepest[:, None], cost, -np.inf).argmax(axis=1)
-        pick = np.arange(len(going)), column
-        # Rounding must not let a later step of a customer sort before an earlier one.
-        last_slope = np.minimum(steepest, np.nextafter(last_slope[going], 0.0))
-        at_reward, at_cost = reward[pick], cost[pick]
-        step_gain, step_price = gain[going, column], price[going, column]
-        found.append(_Steps(rows, column + 1, step_gain, step_price, last_slope))
-    if not found:
-        whole, real = np.zeros(0, dtype=np.int64), np.zeros(0)
-        return _Steps(whole, whole, real, real, real)
+    """All steps of all upper hulls in the order in which a growing budget takes them."""
+    whole, real = np.zeros(0, dtype=np.int64), np.zeros(0)
+    found = [_Steps(whole, whole, real, real, real)]
+    for first in range(0, len(reward), _BLOCK):
+        block = slice(first, first + _BLOCK)
+        found += _hull_steps(reward[block], cost[block], allowed[block], start[block], first)
     customer = np.concatenate([part.customer for part in found])
     price = np.concatenate([part.price for part in found])
     steep = np.concatenate([part.slope for part in found])
@@ -231,6 +209,41 @@ def _steps(
     )
 
 
+def _hull_steps(
+    reward: FloatArray, cost: FloatArray, allowed: BoolArray, start: IntArray, first: int
+) -> Iterator[_Steps]:
+    """The first steps of customers first, first + 1, ..., then the second steps, and so on.
+
+    From its current point a customer goes to the dearer and better arm of steepest slope (of
+    several in line: the farthest), which is the next corner of the hull; all customers that still
+    have one advance together.
+    """
+    at_reward, at_cost = of_arm(reward, start), of_arm(cost, start)
+    rows = np.arange(len(reward))
+    # One row an arm: what is compared across arms then lies in long, even runs.
+    reward, cost = np.ascontiguousarray(reward.T), np.ascontiguousarray(cost.T)
+    allowed = np.ascontiguousarray(allowed.T)
+    last_slope = np.full(len(rows), np.inf)
+    for _ in range(len(reward)):
+        gain, price = reward - at_reward, cost - at_cost
+        ahead = allowed & (gain > 0.0) & (price > 0.0)
+        with np.errstate(over="ignore"):
+            slope = np.divide(gain, price, out=np.full(gain.shape, -np.inf), where=ahead)
+        steepest = slope.max(axis=0)
+        going = np.flatnonzero(steepest > 0.0)
+        if len(going) == 0:
+            return
+        farthest = np.where(slope == steepest, cost, -np.inf)[:, going].argmax(axis=0)
+        # Rounding must not let a later step of a customer sort before an earlier one.
+        last_slope = np.minimum(steepest[going], np.nextafter(last_slope[going], 0.0))
+        rows = rows[going]
+        yield _Steps(
+            rows + first, farthest + 1, gain[farthest, going], price[farthest, going], last_slope
+        )
+        at_reward, at_cost = reward[farthest, going], cost[farthest, going]
+        reward, cost, allowed = reward[:, going], cost[:, going], allowed[:, going]
+
+
 def of_arm(table: FloatArray, arm: IntArray) -> FloatArray:
     """(n,) the entry of each customer's arm in an (n, K) table; 0 for control."""
     if table.shape[1] == 0:
@@ -240,7 +253,7 @@ def of_arm(table: FloatArray, arm: IntArray) -> FloatArray:
 
 
 def _exact_sum(values: FloatArray) -> float:
-    return math.fsum(values.tolist())
+    return math.fsum(values[values != 0.0].tolist())
 
 
 def limit_of(budget: float | None) -> float:
