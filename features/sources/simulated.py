@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from features.config import Config
+from features.errors import ConfigError
+from features.problems import Problems
 from features.sources import shop_history, shop_world
+from features.sources.base import source
+from features.sources.files import FilesSource
 from features.sources.shop_history import (
     CELL,
     DAY,
@@ -30,6 +36,7 @@ from features.sources.shop_history import (
     start_of,
 )
 from features.sources.shop_world import Floats, Ints, Truth, World
+from features.tables import Tables
 
 CATEGORIES = (
     "bakery",
@@ -49,6 +56,60 @@ PRODUCTS = 40  # per category
 REGIONS = ("north", "south", "east", "west", "centre")
 PAYMENTS = ("card", "wallet", "invoice", "cash")
 NOTE = "The shop is simulated: its customers and their purchases are made up."
+
+
+LOG = logging.getLogger("features.sources")
+
+
+@source("simulated")
+class SimulatedSource:
+    """`source.kind: simulated`. Size and seed come from `source.customers` and `source.seed`."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def tables(self, problems: Problems | None = None) -> Tables:
+        """The checked tables of the shop; it is made first if it is not there yet.
+
+        Raises ConfigError when an offer has the name of one of the shop's coupons and is another.
+        """
+        config = self.config
+        _check_offers(config, World())
+        folder = shop_folder(config)
+        if not (folder / "shop.json").is_file():
+            LOG.info("making the simulated shop of %d customers", config.source.customers)
+            make_shop(folder, config.source.customers, config.source.seed)
+        there = config.source.model_copy(update={"path": str(folder / "tables")})
+        files = FilesSource(config.model_copy(update={"source": there}))
+        tables = files.tables(problems)
+        return replace(tables, simulated=True, notes=(NOTE, *tables.notes))
+
+
+def shop_folder(config: Config) -> Path:
+    """Where the shop of this configuration is kept, below the working directory."""
+    digest = shop_digest(World(), config.source.customers, config.source.seed)
+    return Path("data") / "simulated" / digest
+
+
+def _check_offers(config: Config, world: World) -> None:
+    """The truth holds for the shop's own coupons: an offer of the same name must be the same."""
+    coupons = {coupon.coupon_id: coupon for coupon in world.coupons}
+    for i, offer in enumerate(config.offers):
+        coupon = coupons.get(offer.coupon_id)
+        if coupon is None:
+            continue
+        for key, expected, found in (
+            ("kind", coupon.kind, offer.kind),
+            ("params", coupon.params, offer.params),
+            ("contact_cost", world.contact_cost, offer.contact_cost),
+        ):
+            if expected != found:
+                raise ConfigError(
+                    f"offers.{i}.{key}",
+                    expected=f"{expected}, as in the simulated shop's coupon {offer.coupon_id}",
+                    found=str(found),
+                    remedy="Copy the offer from configs/demo.yaml, or give it another coupon_id.",
+                )
 
 
 def shop_digest(world: World, customers: int, seed: int) -> str:
