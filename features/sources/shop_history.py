@@ -135,7 +135,7 @@ def simulate(world: World, n: int, rng: np.random.Generator) -> History:
     """Run the shop from its first fortnight to its end, for `n` customers."""
     shop = _Shop(world, n, rng)
     parts: list[tuple[Ints, ...]] = []
-    values: list[tuple[Floats, Floats]] = []
+    values: list[Floats] = []
     waves: list[Wave] = []
     exposures = 0
     for cell in range(world.cells):
@@ -152,13 +152,7 @@ def simulate(world: World, n: int, rng: np.random.Generator) -> History:
             code = rng.choice(len(world.coupons) + 1, size, p=assignment(world))
             arm[who], row[who] = code, exposures + np.arange(size)
             exposures += size
-            truth = expected(
-                world,
-                shop.traits.take(who),
-                respond(
-                    world, shop.traits.take(who), shop.state(cell).take(who), _doy(world, cell)
-                ),
-            )
+            truth = expected(world, shop.traits.take(who), response.take(who))
             waves.append(Wave(cell, who, code, truth))
             p[who] = response.p[who, code]
         u = rng.random(n)
@@ -181,7 +175,7 @@ def simulate(world: World, n: int, rng: np.random.Generator) -> History:
         at[late] = np.maximum(at[late], shop.joined[who[late]] + 60)
         used = np.where(first & means[who], arm[who], 0)
         parts.append((who, at, np.full(len(who), cell), used, np.where(used > 0, row[who], -1)))
-        values.append((np.floor(value * 100 + 0.5) / 100, np.zeros(len(who))))
+        values.append(np.floor(value * 100 + 0.5) / 100)
         np.fmax.at(shop.last, who, at.astype(np.float64))
         shop.offered[arm > 0] = cell
         gone = (arm > 0) & (rng.random(n) < UNSUBSCRIBED)
@@ -190,7 +184,7 @@ def simulate(world: World, n: int, rng: np.random.Generator) -> History:
     orders = _use(
         world,
         [np.concatenate(c) for c in zip(*parts, strict=True)],
-        np.concatenate([v for v, _ in values]),
+        np.concatenate(values),
     )
     final = respond(world, shop.traits, shop.state(world.cells), _doy(world, world.cells))
     return History(
@@ -321,4 +315,4 @@ def _goods(
     by_price = np.clip(products / (1 + np.exp(-1.8 * place)), 0, products - 1).astype(np.int64)
     usual = (who * 31 + category * 17) % products
     habit = 0.15 + 0.6 * (who * 2_654_435_761 % 1000) / 1000
-    return category, np.where(rng.random(n) < habit, usual, by_price)
+    return category.astype(np.int64), np.where(rng.random(n) < habit, usual, by_price)

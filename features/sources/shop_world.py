@@ -138,6 +138,9 @@ class Response:
     redeem_anyway: Floats  # (n,) a coupon is used on an order that comes anyway
     stretch: Floats  # (n, 1 + K) shift of the log basket of the first order
 
+    def take(self, rows: Ints | Bools) -> Response:
+        return Response(self.p[rows], self.redeem_anyway[rows], self.stretch[rows])
+
 
 def draw_traits(world: World, n: int, rng: np.random.Generator) -> Traits:
     """Traits of `n` customers."""

@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -167,7 +168,7 @@ def _ids(prefix: str, numbers: Ints, width: int) -> pa.Array:
     return pc.binary_join_element_wise(prefix, text, "")
 
 
-def _pick(words: tuple[str, ...] | list[str | None], codes: Ints) -> pa.Array:
+def _pick(words: Sequence[str | None], codes: Ints) -> pa.Array:
     return pa.array(list(words), pa.string()).take(pa.array(codes))
 
 
