@@ -18,9 +18,11 @@ from features.localtime import local_day, utc_offsets
 from features.orders import (
     Offsets,
     money_history,
+    order_items,
     order_lines,
     order_values,
     order_versions,
+    whole_orders,
 )
 from features.spine import Scratch, Spine, forever, visible
 from features.tables import Tables
@@ -55,11 +57,20 @@ class Workbench:
 
     @cached_property
     def lines(self) -> ir.Table:
-        return self.scratch.keep(order_lines(self.tables.transactions, self.spine))
+        """Purchase and return lines; not kept, because what follows reads few of its columns."""
+        assert self.tables.transactions is not None, "order features need transactions"
+        return order_lines(self.tables.transactions, self.spine)
 
     @cached_property
     def versions(self) -> ir.Table:
-        return self.scratch.keep(order_versions(self.lines, self.offsets))
+        """States of orders in time."""
+        whole = self.scratch.keep(whole_orders(self.lines))
+        return self.scratch.keep(order_versions(self.lines, whole, self.offsets))
+
+    @cached_property
+    def items(self) -> ir.Table:
+        """Purchase lines of valid orders."""
+        return self.scratch.keep(order_items(self.lines, self.versions))
 
     @cached_property
     def history(self) -> ir.Table:
@@ -134,25 +145,28 @@ def novelty(work: Workbench) -> ir.Table:
 
 def _first_product_days(work: Workbench) -> ir.Table:
     """(row, day) on which the customer bought some product for the first time."""
-    bought = work.scratch.keep(order_values(work.lines, work.versions, work.lines.product_id))
+    bought = work.items.filter(work.items.product_id.notnull())
     # A pair of customer and product all of whose orders are constant has one first day, whatever
     # the moment; only pairs with returned or split orders are worked out moment by moment.
-    pairs = bought.group_by(["customer", "value"]).agg(
+    pairs = bought.group_by(["customer", "product_id"]).agg(
         constant=bought.constant.all(), day=bought.day.min(), since=bought.since.min()
     )
     fixed = pairs.filter(pairs.constant)
     fixed = fixed.group_by(["customer", "day"]).agg(since=fixed.since.min())
     fixed = fixed.mutate(until=forever())
     one = visible(work.spine, fixed).select("row", "day")
-    moving = bought.semi_join(pairs.filter(~pairs.constant), ["customer", "value"])
+    moving = bought.semi_join(pairs.filter(~pairs.constant), ["customer", "product_id"])
     seen = visible(work.spine, moving)
-    other = seen.group_by(["row", "value"]).agg(day=seen.day.min()).select("row", "day")
+    other = seen.group_by(["row", "product_id"]).agg(day=seen.day.min()).select("row", "day")
     return one.union(other, distinct=True)
 
 
 def _values(work: Workbench, value: ir.Value, days: int) -> ir.Table:
     """Values of orders in a window: value, orders (that contain it), favourite (is it)."""
-    seen = visible(work.spine, order_values(work.lines, work.versions, value))
+    # Orders too old for every moment are dropped before the work, too old for their own after it.
+    recent = work.items.day >= work.spine.earliest_day - days
+    values = order_values(work.items.filter(recent), value)
+    seen = visible(work.spine, values)
     seen = seen.filter(seen.age <= days)
     counted = seen.group_by(["row", "value"]).agg(orders=seen.count(), last=seen.order_at.max())
     best = ibis.row_number().over(
@@ -167,20 +181,20 @@ def _values(work: Workbench, value: ir.Value, days: int) -> ir.Table:
 @relation
 def categories_365d(work: Workbench) -> ir.Table:
     """Categories of orders in 365 days: value, orders, favourite."""
-    return _values(work, work.lines.category, 365)
+    return _values(work, work.items.category, 365)
 
 
 @relation
 def channels_365d(work: Workbench) -> ir.Table:
     """Channels of orders in 365 days: value, orders, favourite."""
-    return _values(work, work.lines.channel, 365)
+    return _values(work, work.items.channel, 365)
 
 
 @relation
 def kinds_365d(work: Workbench) -> ir.Table:
     """Coupon kinds of orders in 365 days: value, orders, favourite."""
     kinds = {offer.coupon_id: offer.kind for offer in work.config.offers}
-    value = work.lines.coupon_id.cases(*kinds.items(), else_=ibis.null("string"))
+    value = work.items.coupon_id.cases(*kinds.items(), else_=ibis.null("string"))
     return _values(work, value, 365)
 
 

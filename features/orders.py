@@ -62,51 +62,50 @@ def order_lines(transactions: ir.Table, spine: Spine) -> ir.Table:
     )
 
 
-def order_versions(lines: ir.Table, offsets: Offsets) -> ir.Table:
+def whole_orders(lines: ir.Table) -> ir.Table:
+    """Sums and flags of all lines that share customer and order_id, whatever their time.
+
+    Columns: customer, order_id, first, last (line times), paid, discount, units, linked (returned
+    amount, negative), bought, is_return (has such a line).
+    """
+    return lines.group_by(["customer", "order_id"]).agg(
+        first=lines.at.min(), last=lines.at.max(), **_sums(lines)
+    )
+
+
+def order_versions(lines: ir.Table, whole: ir.Table, offsets: Offsets) -> ir.Table:
     """States of orders in time.
 
-    Columns: customer, order_id, order_at (time of the earliest purchase line), day (its local
-    day), since, until, valid (not fully returned), constant (one version, valid), paid, discount,
-    units, linked (returns that name the order, negative).
+    Columns: version (a number), customer, order_id, order_at (time of the earliest purchase line),
+    day (its local day), since, until, valid (not fully returned), constant (valid, and the only
+    version), paid, discount, units.
     """
     key = ["customer", "order_id"]
-    pieces = lines.group_by([*key, "at"]).agg(
-        paid=lines.paid.sum(),
-        discount=lines.discount.sum(),
-        units=lines.units.sum(),
-        linked=lines.returned.sum(),
-        bought=lines.bought.any(),
-        is_return=lines.is_return.any(),
-    )
-    orders = pieces.group_by(key).agg(n=pieces.count())
-    single = orders.filter(orders.n == 1).select(*key)
-    changing = orders.filter(orders.n > 1).select(*key)
-
-    alone = pieces.join(single, key)
+    sums = ["paid", "discount", "units", "linked", "bought", "is_return"]
+    alone = whole.filter(whole["first"] == whole["last"])
     alone = alone.select(
         *key,
-        *("paid", "discount", "units", "linked", "bought", "is_return"),
-        order_at=alone.at,
-        since=alone.at,
+        *sums,
+        order_at=alone["first"],
+        since=alone["first"],
         until=forever(),
-        alone=ibis.literal(True),
+        constant=ibis.literal(True),
     )
     # Several line times: sums so far, and the next line's time as the end.
-    steps = pieces.join(changing, key)
-    so_far = ibis.cumulative_window(group_by=[steps[k] for k in key], order_by=steps.at)
-    ordered = ibis.window(group_by=[steps[k] for k in key], order_by=steps.at)
-    steps = steps.select(
+    split = whole.filter(whole["first"] < whole["last"])
+    pieces = lines.semi_join(split, key)
+    pieces = pieces.group_by([*key, "at"]).agg(**_sums(pieces))
+    so_far = ibis.cumulative_window(group_by=[pieces[k] for k in key], order_by=pieces.at)
+    in_order = ibis.window(group_by=[pieces[k] for k in key], order_by=pieces.at)
+    bought_at = ibis.ifelse(pieces.bought, pieces.at, ibis.null("timestamp(6)"))
+    steps = pieces.select(
         *key,
-        paid=steps.paid.sum().over(so_far),
-        discount=steps.discount.sum().over(so_far),
-        units=steps.units.sum().over(so_far),
-        linked=steps.linked.sum().over(so_far),
-        bought=steps.bought.cast("int64").max().over(so_far) == 1,
-        is_return=steps.is_return.cast("int64").max().over(so_far) == 1,
-        order_at=ibis.ifelse(steps.bought, steps.at, ibis.null("timestamp(6)")).min().over(so_far),
-        since=steps.at,
-        until=steps.at.lead().over(ordered).fill_null(forever()),
-        alone=ibis.literal(False),
+        **{name: pieces[name].sum().over(so_far) for name in sums[:4]},
+        **{name: pieces[name].cast("int64").max().over(so_far) == 1 for name in sums[4:]},
+        order_at=bought_at.min().over(so_far),
+        since=pieces.at,
+        until=pieces.at.lead().over(in_order).fill_null(forever()),
+        constant=ibis.literal(False),
     )
     every = alone.union(steps, distinct=False)
     # A return that comes before its order, or without one, is no order.
@@ -114,11 +113,23 @@ def order_versions(lines: ir.Table, offsets: Offsets) -> ir.Table:
     valid = ~(every.is_return & (every.paid + every.linked <= 0))
     return every.select(
         *key,
-        *("order_at", "since", "until", "paid", "discount", "units", "linked"),
+        *("order_at", "since", "until", "paid", "discount", "units"),
+        version=ibis.row_number().over(ibis.window()),
         day=local_day(every.order_at, offsets),
         valid=valid,
-        constant=valid & every.alone,
+        constant=valid & every.constant,
     )
+
+
+def _sums(lines: ir.Table) -> dict[str, ir.Value]:
+    return {
+        "paid": lines.paid.sum(),
+        "discount": lines.discount.sum(),
+        "units": lines.units.sum(),
+        "linked": lines.returned.sum(),
+        "bought": lines.bought.any(),
+        "is_return": lines.is_return.any(),
+    }
 
 
 def money_history(lines: ir.Table, versions: ir.Table, offsets: Offsets) -> ir.Table:
@@ -135,6 +146,7 @@ def money_history(lines: ir.Table, versions: ir.Table, offsets: Offsets) -> ir.T
         units=versions.units,
     )
     back = lines.filter(lines.is_return)
+    nothing = {name: ibis.literal(0.0) for name in ("discount", "units")}
     returns = back.select(
         customer=back.customer,
         order_at=back.at,
@@ -144,32 +156,43 @@ def money_history(lines: ir.Table, versions: ir.Table, offsets: Offsets) -> ir.T
         valid=ibis.literal(False),
         paid=ibis.literal(0.0),
         returned=back.returned,
-        discount=ibis.literal(0.0),
-        units=ibis.literal(0.0),
+        **nothing,
     )
     return orders.union(returns, distinct=False)
 
 
-def order_values(lines: ir.Table, versions: ir.Table, value: ir.Value) -> ir.Table:
-    """Distinct non-null values of the purchase lines of valid orders, as facts.
+def order_items(lines: ir.Table, versions: ir.Table) -> ir.Table:
+    """Purchase lines of valid orders, once per version of the order that has them.
 
-    `value` is an expression over `lines`. Columns: customer, order_at, day, since, until, value,
-    constant (the order never changes).
+    Columns: version, customer, order_at, day, since, until, constant (of the version), product_id,
+    category, channel, coupon_id.
     """
-    bought = lines.select("customer", "order_id", "at", "bought", value=value)
-    bought = bought.filter(bought.bought & bought.value.notnull())
-    values = bought.group_by(["customer", "order_id", "value"]).agg(seen=bought.at.min())
+    bought = lines.filter(lines.bought)
     valid = versions.filter(versions.valid)
-    joined = values.join(
+    joined = bought.join(
         valid,
         [
-            values.customer == valid.customer,
-            values.order_id == valid.order_id,
-            values.seen <= valid.since,
+            bought.customer == valid.customer,
+            bought.order_id == valid.order_id,
+            bought.at <= valid.since,
         ],
     )
+    shared = ("version", "customer", "order_at", "day", "since", "until", "constant")
+    own = ("product_id", "category", "channel", "coupon_id")
     return joined.select(
-        customer=values.customer,
-        value=values.value,
-        **{c: valid[c] for c in ("order_at", "day", "since", "until", "constant")},
+        **{name: valid[name] for name in shared}, **{name: bought[name] for name in own}
+    )
+
+
+def order_values(items: ir.Table, value: ir.Value) -> ir.Table:
+    """Distinct non-null values of each order's lines, as facts; `value` is over `items`.
+
+    Columns: customer, order_at, day, since, until, value.
+    """
+    shared = ("version", "customer", "order_at", "day", "since", "until")
+    valued = items.select(*shared, value=value)
+    valued = valued.filter(valued.value.notnull())
+    # All else is constant within a version; grouping by fewer columns is faster.
+    return valued.group_by(["version", "value"]).agg(
+        **{name: valued[name].min() for name in shared[1:]}
     )

@@ -74,20 +74,14 @@ def segments(
         f["spend_365d"] > _cut(frozen.monetary_median),
         buyer,
     )
-    return pd.DataFrame(
-        {
-            "tier": tier,
-            "tier_detail": detail,
-            "lifecycle_stage": stages(
-                f["recency_days"], f["order_days_total"], f["overdue_ratio"], m_score == 3
-            ),
-            "rfm_class": rfm_class,
-            "r_score": np.where(buyer, r_score, np.nan),
-            "f_score": np.where(buyer, f_score, np.nan),
-            "m_score": np.where(buyer, m_score, np.nan),
-        },
-        index=frame.index,
-    )
+    stage = stages(f["recency_days"], f["order_days_total"], f["overdue_ratio"], m_score == 3)
+    texts = {"tier": tier, "tier_detail": detail, "lifecycle_stage": stage, "rfm_class": rfm_class}
+    scores = {"r_score": r_score, "f_score": f_score, "m_score": m_score}
+    columns = {name: pd.Series(v, frame.index, dtype=object) for name, v in texts.items()}
+    columns |= {
+        name: pd.Series(np.where(buyer, v, np.nan), frame.index) for name, v in scores.items()
+    }
+    return pd.DataFrame(columns, index=frame.index)
 
 
 def tiers(

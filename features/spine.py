@@ -82,11 +82,13 @@ class Spine:
 
     `rows`: row, customer (code), as_of (naive UTC), today (local day of as_of).
     `customers`: customer (code), customer_id; each customer of the spine once.
+    `latest`: the last moment; `earliest_day`: the first local day of a moment.
     """
 
     rows: ir.Table
     customers: ir.Table
     latest: datetime
+    earliest_day: int
 
 
 def load_spine(frame: pd.DataFrame, zone: str, scratch: Scratch) -> Spine:
@@ -111,12 +113,13 @@ def load_spine(frame: pd.DataFrame, zone: str, scratch: Scratch) -> Spine:
         )
     codes, ids = pd.factorize(frame["customer_id"].astype(str), sort=False)
     times = moments.to_numpy().astype("datetime64[us]")
+    today = local_days(times, zone)
     rows = pa.table(
         {
             "row": np.arange(len(frame), dtype=np.int64),
             "customer": codes.astype(np.int64),
             "as_of": pa.array(times, type=pa.timestamp("us")),
-            "today": local_days(times, zone),
+            "today": today,
         }
     )
     customers = pa.table(
@@ -129,6 +132,7 @@ def load_spine(frame: pd.DataFrame, zone: str, scratch: Scratch) -> Spine:
         scratch.keep(ibis.memtable(rows)),
         scratch.keep(ibis.memtable(customers)),
         times.max().item() if len(times) else datetime(1970, 1, 1),
+        int(today.min()) if len(today) else 0,
     )
 
 
