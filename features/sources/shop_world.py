@@ -47,20 +47,20 @@ class World:
     margin_rate: float = 0.40
     coupons: tuple[Coupon, ...] = field(
         default_factory=lambda: (
-            Coupon("fix5", "fixed_off", {"off": 5.0}, 0.01, 0.36, 0.0, 0.8),
+            Coupon("fix5", "fixed_off", {"off": 5.0}, 0.01, 0.38, 0.0, 0.8),
             Coupon(
-                "save10", "threshold_off", {"threshold": 60.0, "off": 10.0}, 0.0, 0.28, 0.15, 1.0
+                "save10", "threshold_off", {"threshold": 60.0, "off": 10.0}, 0.0, 0.31, 0.15, 1.0
             ),
             Coupon(
                 "pct12",
                 "percent_off",
                 {"rate_off": 0.12, "max_off": 15.0, "min_spend": 20.0},
                 0.0,
-                0.32,
+                0.34,
                 0.10,
                 1.0,
             ),
-            Coupon("gift", "gift", {"unit_cost": 5.0, "min_spend": 25.0}, 0.0, 0.26, 0.05, 0.7),
+            Coupon("gift", "gift", {"unit_cost": 5.0, "min_spend": 25.0}, 0.0, 0.28, 0.05, 0.7),
         )
     )
     # who the customers are
