@@ -211,6 +211,9 @@ def test_an_arm_below_the_hull_is_never_bought() -> None:
     reward, cost = np.array([[1.0, 4.0]]), np.array([[1.0, 2.0]])
     assert allocate(reward, cost, budget=1.5).choice.tolist() == [0]
     assert allocate(reward, cost, budget=2.0).choice.tolist() == [2]
+    # On the line it is no corner either: the step goes straight to the end.
+    assert allocate(cost, cost, budget=1.5).choice.tolist() == [0]
+    assert allocate(cost, cost, budget=2.0).choice.tolist() == [2]
 
 
 def test_ties_go_to_the_cheaper_arm_then_to_the_lower_code() -> None:
@@ -228,6 +231,14 @@ def test_equal_customers_share_what_is_left_by_their_order() -> None:
     result = allocate(reward, cost, budget=2.5, tie_order=ranks)
     assert result.choice.tolist() == [0, 1, 0, 1, 0]
     assert result.upper_bound == 5.0
+
+
+def test_of_equally_steep_steps_the_cheapest_comes_first() -> None:
+    money = np.array([[4.0], [1.0], [2.0]])
+    for turn in range(3):
+        rolled = np.roll(money, turn, axis=0)
+        result = allocate(rolled, rolled, budget=3.5)
+        assert np.roll(result.choice, -turn).tolist() == [0, 1, 1]
 
 
 def test_a_threshold_leaves_out_arms_below_it_and_keeps_those_on_it() -> None:

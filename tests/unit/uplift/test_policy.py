@@ -124,29 +124,36 @@ def test_probabilities_sum_to_one_and_pool_over_the_holdout(
     np.testing.assert_allclose(pooled, shares.h * control + (1 - shares.h) * fresh, atol=1e-12)
 
 
-def test_logged_probabilities_match_frequencies() -> None:
-    """Over many ids the share of each arm is the mean of its logged probability, and the inverse
-    probabilities of the arms drawn average to one per arm."""
-    n, arms = len(IDS), 3
-    reward = np.tile([1.0, 0.5, -0.5], (n, 1))
-    cost = np.ones((n, arms))
-    eligible = np.ones((n, arms), dtype=bool)
+@pytest.mark.parametrize("n", [40_000, pytest.param(2_000_000, marks=pytest.mark.slow)])
+def test_logged_probabilities_match_frequencies(n: int) -> None:
+    """Over many ids each arm is drawn as often as the sum of its logged probabilities says."""
+    ids = [f"f-{i}" for i in range(n)]
+    eligible = np.ones((n, 3), dtype=bool)
     eligible[::4, 1] = False
+    eligible[::5, 0] = False
     shares = Shares(holdout=0.10, exploration=0.30, global_holdout=0.05)
     decisions = decide(
-        IDS, reward, cost, shares=shares, salt=SALT, campaign_id="f", eligible=eligible
+        ids,
+        np.tile([1.0, 0.5, -0.5], (n, 1)),
+        np.ones((n, 3)),
+        shares=shares,
+        salt=SALT,
+        campaign_id="f",
+        eligible=eligible,
     )
+    assert set(np.unique(decisions.greedy)) == {0, 1, 2}
     pooled = assignment_probs(decisions.greedy, decisions.eligible, shares)
-    for arm in range(arms + 1):
-        p = pooled[:, arm]
-        got = decisions.arm == arm
-        assert abs(got.sum() - p.sum()) < 3 * np.sqrt((p * (1 - p)).sum())
-        np.testing.assert_array_equal(decisions.assignment_prob[got], p[got])
+    np.testing.assert_array_equal(decisions.assignment_prob, pooled[np.arange(n), decisions.arm])
+    np.testing.assert_allclose(pooled.sum(axis=1), 1.0, atol=1e-12)
     fresh = ~decisions.is_holdout
-    for arm in range(arms + 1):
-        p = decisions.probs[fresh, arm]
-        spread = np.sqrt((p * (1 - p)).sum())
-        assert abs((decisions.arm[fresh] == arm).sum() - p.sum()) < 3 * spread
+    for probs, rows in ((pooled, np.ones(n, dtype=bool)), (decisions.probs, fresh)):
+        for arm in range(4):
+            for greedy in range(3):
+                group = rows & (decisions.greedy == greedy)
+                p = probs[group, arm]
+                drawn = (decisions.arm[group] == arm).sum()
+                # Twenty-four comparisons, hence four standard errors.
+                assert abs(drawn - p.sum()) <= 4 * np.sqrt((p * (1 - p)).sum())
 
 
 # --- the draws ------------------------------------------------------------------------------
@@ -337,6 +344,20 @@ def test_equal_customers_are_chosen_by_hash_and_know_what_they_would_have_got() 
     assert 0 < main < 1
     for share in shares:
         assert share == pytest.approx(main, abs=4 * 0.5 / np.sqrt(600))
+
+
+def test_who_gets_the_last_of_equal_offers_does_not_depend_on_the_order() -> None:
+    n = 500
+    same: dict[str, Any] = {
+        "shares": Shares(0.1, 0.1), "salt": SALT, "campaign_id": "t", "budget": 120.0
+    }  # fmt: skip
+    ones = np.ones((n, 1))
+    shuffle = np.random.default_rng(0).permutation(n)
+    plain = decide(IDS[:n], ones, ones, **same)
+    moved = decide([IDS[i] for i in shuffle], ones, ones, **same)
+    assert 0 < (plain.reason == "below_threshold").sum() < n
+    np.testing.assert_array_equal(moved.arm, plain.arm[shuffle])
+    np.testing.assert_array_equal(moved.greedy, plain.greedy[shuffle])
 
 
 def test_reasons_before_randomisation_come_first_and_need_no_scores() -> None:
