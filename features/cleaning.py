@@ -12,12 +12,19 @@ from typing import Any
 import duckdb
 
 from features.config import CONTROL, Config
-from features.contracts import CONTRACTS, NOUNS, REASONS, SQL_TYPES, TableContract
+from features.contracts import CONTRACTS, NOUNS, REASONS, SQL_TYPES, Column, TableContract
 from features.errors import DataError
 from features.mapping import Field, Raw, find_fields
 from features.parsing import bad, literal, quote, value
 from features.problems import Problems, fail
-from features.quarantine import BadRows, bad_rows, judge, quarantine_path, write_quarantine
+from features.quarantine import (
+    BadRows,
+    bad_rows,
+    judge,
+    one_line,
+    quarantine_path,
+    write_quarantine,
+)
 
 # Which column names the row in a message, per table.
 ROW_KEYS = {"transactions": "order_id", "events": "event_id", "identities": "source_customer_id"}
@@ -77,7 +84,7 @@ def clean(
 
 def unreadable(origin: str, error: Exception) -> DataError:
     """DuckDB's refusal of a file, in our words."""
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(str(error), 200)
     return DataError(
         origin,
         expected="a table that can be read",
@@ -120,8 +127,6 @@ def _load(
                 whens.append(_when(condition, reason, field.column.name))
         if field.column.name in ("exposure_id", "event_id"):
             made = f"coalesce({made}, '{'e' if contract.name == 'exposures' else 'v'}' || _row)"
-        if field.column.default is not None:
-            made = f"coalesce({made}, {field.column.default})"
         values.append(f"{made} AS {name}")
     if contract.name == "exposures":
         arms = ", ".join(literal(arm) for arm in (CONTROL, *config.arms))
@@ -149,10 +154,7 @@ def _load(
             f"AS _reason) FROM _judged)"
         )
         last = "_once"
-    names = [quote(field.column.name) for field in fields]
-    if contract.name == "transactions":
-        filled = "coalesce(quantity, CASE WHEN amount < 0 THEN -1 ELSE 1 END) AS quantity"
-        names[names.index('"quantity"')] = filled
+    names = [_filled(field.column) for field in fields]
     texts = ", ".join(f"CAST({short} AS VARCHAR)" for short in alias.values())
     # Joins and windows lose the order of the file, which names the first of two equal ids.
     order = "ORDER BY _row" if identities or contract.unique else ""
@@ -163,6 +165,12 @@ def _load(
         f"{' '.join(offending)} END END AS _value, "
         f"CASE WHEN _reason IS NOT NULL THEN [{texts}] END AS _original FROM {last} {order}"
     )
+
+
+def _filled(column: Column) -> str:
+    """The column with its default in place of NULL, after the rows were judged."""
+    name = quote(column.name)
+    return name if column.default is None else f"coalesce({name}, {column.default}) AS {name}"
 
 
 def _when(condition: str, reason: str, column: str) -> str:
@@ -225,7 +233,7 @@ def _settle(
     found = bad_rows(con, table, ROW_KEYS.get(table, "customer_id"))
     if rejected:
         lines = con.execute(f"SELECT csv_line FROM {raw.rejected} LIMIT 5").fetchall()
-        examples = tuple(str(line[0])[:60] for line in lines)
+        examples = tuple(one_line(str(line[0])) for line in lines)
         found.append(BadRows("bad_line", "", rejected, examples))
         found.sort(key=lambda group: -group.count)
     if problems is not None:
@@ -263,8 +271,9 @@ def _wrong_type(
     for group in found:
         if group.reason not in ("bad_time", "bad_number", "bad_boolean"):
             continue
-        name = quote(group.column)
-        if not _count(con, f"{table} WHERE {name} IS NOT NULL"):
+        this = literal(f"{group.reason}:{group.column}")
+        readable = f"{quote(group.column)} IS NOT NULL AND _reason IS DISTINCT FROM {this}"
+        if not _count(con, f"{table} WHERE {readable}"):
             fail(
                 problems,
                 DataError(

@@ -39,7 +39,8 @@ NOUNS: dict[Kind, str] = {
 class Column:
     """One canonical column.
 
-    `kind` key is text that must match the id pattern. `rules` are (reason, SQL condition over
+    `kind` key is text that must match the id pattern. `default` is SQL over canonical columns,
+    taken where a row has no value. `rules` are (reason, SQL condition over
     canonical columns): a row for which a condition is true goes to quarantine with that reason.
     """
 
@@ -95,6 +96,7 @@ TRANSACTIONS = TableContract(
             "quantity",
             "number",
             "units; without it 1, or -1 for a negative amount",
+            default="CASE WHEN amount < 0 THEN -1 ELSE 1 END",
             rules=(
                 ("zero_quantity", "quantity = 0"),
                 ("negative_quantity", "quantity < 0 AND amount > 0"),

@@ -11,7 +11,7 @@ from typing import Any
 from features.config import Config
 from features.contracts import Column, TableContract
 from features.errors import ConfigError, DataError
-from features.parsing import is_number, literal, present, quote
+from features.parsing import is_nan, is_number, literal, present, quote
 from features.problems import Problems, fail
 
 LOG = logging.getLogger("features.sources")
@@ -162,7 +162,7 @@ def _extra(con: Any, field: Field, raw: Raw, config: Config) -> Field:
     if number.required or field.constant is not None:
         return replace(field, column=number if number.required else column)
     if field.sql_type in ("FLOAT", "DOUBLE"):
-        return replace(field, column=number, wrap="CASE WHEN NOT isnan({}) THEN {} END")
+        return replace(field, column=number, wrap=f"CASE WHEN NOT {is_nan('{}')} THEN {{}} END")
     if is_number(field.sql_type):
         return replace(field, column=number)
     if field.sql_type == "VARCHAR":

@@ -17,6 +17,7 @@ from features.parsing import literal, quote
 from features.problems import Problems, fail
 
 FOLDER = Path("data/quarantine")
+LONGEST = 60
 RESERVED = ("reason", "reason_column", "row_number")
 
 
@@ -46,14 +47,20 @@ def bad_rows(con: Any, work: str, key: str) -> list[BadRows]:
         SELECT split_part(_reason, ':', 1), split_part(_reason, ':', 2), count(*),
             list(DISTINCT coalesce(CAST({quote(key)} AS VARCHAR), 'row ' || _row)
                 || CASE WHEN _value IS NULL OR _value = CAST({quote(key)} AS VARCHAR) THEN ''
-                   ELSE ': ' || left(_value, 60) END)
+                   ELSE ': ' || left(_value, {LONGEST}) END)
         FROM {work} WHERE _reason IS NOT NULL GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2
         """
     ).fetchall()
     return [
-        BadRows(reason, column, count, tuple(sorted(examples)[:MAX_KEYS]))
+        BadRows(reason, column, count, tuple(map(one_line, sorted(examples)[:MAX_KEYS])))
         for reason, column, count, examples in rows
     ]
+
+
+def one_line(text: str, longest: int = LONGEST) -> str:
+    """A foreign text as it may stand in a message: on one line, printable, not too long."""
+    shown = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return shown if len(shown) <= longest else f"{shown[:longest]}..."
 
 
 def write_quarantine(

@@ -142,7 +142,7 @@ def _header(file: Path) -> tuple[list[str], str]:
     names = next(csv.reader(io.StringIO(first), delimiter=separator), [])
     names = [name.strip() or f"column_{i}" for i, name in enumerate(names)]
     lower = [name.lower() for name in names]
-    twice = sorted({name for name in names if lower.count(name.lower()) > 1})
+    twice = [name for name in names if lower.count(name.lower()) > 1]
     if twice or not names:
         raise DataError(
             str(file),
