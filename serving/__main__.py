@@ -1,4 +1,4 @@
-"""Commands of the scorer: `api`, `score`, `snapshot`.
+"""Commands of the scorer: `api`, `score`, `snapshot`, `openapi`.
 
 Exit code 0: done; 2: bad input or configuration, with one message; 1: a defect.
 """
@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     logging.getLogger("serving").setLevel(logging.INFO)
     try:
+        if options.run is None:
+            return _openapi(options.out)
         config = load_config(options.config, options.set)
         code: int = options.run(config, options)
         return code
@@ -70,7 +72,23 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--exploration-share", type=float, help="default: policy.exploration_share")
     score.add_argument("--out", type=Path, required=True, help="decisions.parquet or .csv")
     score.set_defaults(run=_score)
+
+    document = commands.add_parser("openapi", help="write docs/openapi.json")
+    document.add_argument("--out", type=Path, default=Path("docs/openapi.json"))
+    document.set_defaults(run=None)
     return parser
+
+
+def _openapi(out: Path) -> int:
+    import json
+
+    from serving.app import create_app, openapi
+    from serving.routes import Holder
+
+    document = openapi(create_app(Holder()))
+    out.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    print(f"wrote {out}")
+    return 0
 
 
 def _api(config: Config, options: argparse.Namespace) -> int:

@@ -79,15 +79,14 @@ class MlflowRegistry:
     def download(self, name: str, version: str, into: Path) -> Path:
         import mlflow.artifacts
 
+        # For the address of a registered model, MLflow looks at the process's tracking server.
+        mlflow.set_tracking_uri(self.uri)
         try:
             folder = mlflow.artifacts.download_artifacts(
-                artifact_uri=f"models:/{name}/{version}",
-                dst_path=str(into),
-                tracking_uri=self.uri,
-                registry_uri=self.uri,
+                artifact_uri=f"models:/{name}/{version}", dst_path=str(into)
             )
         except Exception as error:
-            raise RegistryUnreachable(type(error).__name__) from error
+            raise RegistryUnreachable(f"{type(error).__name__} at the download") from error
         return Path(folder) / BUNDLE_PATH
 
 

@@ -130,8 +130,8 @@ def from_tables(
         tier=Labels.of(np.asarray(tier, dtype=object)[order]),
         stage=Labels.of(np.asarray(stage, dtype=object)[order]),
         rfm=rfm[order],
-        consent=_consent(tables, ids, as_of, config)[order],
-        free_at=_free_at(tables, ids, as_of, config)[order],
+        consent=consented(tables, ids, as_of, config)[order],
+        free_at=caps_free_at(tables, ids, as_of, config)[order],
         simulated=tables.simulated,
         data_digest=tables.digest,
         missing=tuple(n for n in built.missing if n in names),
@@ -219,7 +219,7 @@ def _read(path: Path, where: str) -> pd.DataFrame:
         ) from None
 
 
-def _consent(tables: Tables, ids: pd.Series[Any], as_of: datetime, config: Config) -> BoolArray:
+def consented(tables: Tables, ids: pd.Series[Any], as_of: datetime, config: Config) -> BoolArray:
     """(n,) consent: the customers table's, and contact.assume_consent where it says nothing.
 
     A customer who unsubscribed, or whose consent is refused in the table, stays refused: nothing
@@ -243,7 +243,7 @@ def _consent(tables: Tables, ids: pd.Series[Any], as_of: datetime, config: Confi
     return consent
 
 
-def _free_at(tables: Tables, ids: pd.Series[Any], as_of: datetime, config: Config) -> Times:
+def caps_free_at(tables: Tables, ids: pd.Series[Any], as_of: datetime, config: Config) -> Times:
     """(n,) when contact.overall lets the next offer through; NaT where no cap is reached.
 
     With at most m offers in N days, that is N * 86,400 s after the m-th newest offer.

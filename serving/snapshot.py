@@ -41,6 +41,7 @@ RELEVANT = (
     "policy", "contact",
 )  # fmt: skip
 AHEAD = timedelta(minutes=5)
+KEPT = 2
 log = logging.getLogger("serving")
 
 Build = Callable[[datetime], Population]
@@ -116,15 +117,26 @@ def write_snapshot(
         folder = home / snapshot_id
         aside.chmod(0o755)
         if folder.exists():
-            shutil.rmtree(aside)  # The same content has the same name: it is there already.
-        else:
-            aside.rename(folder)
-            sync_folder(home)
+            # The same content has the same name; this copy is whole, the one there may not be.
+            folder.rename(aside / "replaced")
+        aside.rename(folder)
+        shutil.rmtree(folder / "replaced", ignore_errors=True)
+        sync_folder(home)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     write_atomically(home / CURRENT, {"snapshot_id": snapshot_id})
+    _prune(home, snapshot_id)
     return folder
+
+
+def _prune(home: Path, current: str) -> None:
+    """Remove all but the current snapshot and the newest others, kept for a way back. A server
+    that still has a removed one mapped keeps its mapping."""
+    others = [f for f in home.iterdir() if (f / MANIFEST).is_file() and f.name != current]
+    others.sort(key=lambda folder: (folder / MANIFEST).stat().st_mtime)
+    for folder in others[: max(0, len(others) - KEPT)]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_snapshot(folder: Path, model: LoadedModel) -> Snapshot:

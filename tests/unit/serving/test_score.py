@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from features.errors import ConfigError
+from serving.score import METADATA, manifest_path, summary, write_decisions
+from tests.unit.serving.small_shop import AS_OF, SALT, Shop, make_config
+from uplift.policy import Reason
+
+COLUMNS = [
+    "decision_id", "customer_id", "campaign_id", "as_of", "action", "coupon_id", "reason",
+    "expected_incremental_profit", "expected_cost", "cate_c5", "cate_p10", "cost_c5", "cost_p10",
+    "response_propensity", "tier", "lifecycle_stage", "assignment_prob", "is_holdout",
+    "is_exploration", "model_version",
+]  # fmt: skip
+
+
+@pytest.fixture
+def written(shop: Shop, tmp_path: Path) -> Path:
+    out = tmp_path / "out" / "decisions.parquet"
+    return write_decisions(shop.population, shop.model, shop.config, SALT, out).path
+
+
+def test_columns_and_their_order(written: Path) -> None:
+    frame = pd.read_parquet(written)
+    assert list(frame.columns) == COLUMNS
+    assert len(frame) == 300
+    assert frame["decision_id"].is_unique
+    assert (frame["as_of"] == AS_OF).all()
+    assert frame["coupon_id"].isna().equals(frame["action"] == "none")
+    assert set(frame["reason"]) <= {r.value for r in Reason}
+    none = frame["action"] == "none"
+    assert (frame.loc[none, ["expected_cost", "expected_incremental_profit"]] == 0).all(axis=None)
+    assert frame["tier"].notna().all()
+
+
+def test_the_expected_cost_is_the_sum_of_the_file_and_within_the_budget(written: Path) -> None:
+    frame = pd.read_parquet(written)
+    manifest = json.loads(manifest_path(written).read_bytes())
+    offers = frame[frame["action"] == "offer"]
+    cost = sum(float(offers[f"cost_{a}"][i]) for i, a in offers["coupon_id"].items())
+    assert frame["expected_cost"].sum() == pytest.approx(cost, rel=1e-12)
+    assert manifest["expected_cost"] == pytest.approx(cost, rel=1e-12)
+    assert 0 < manifest["expected_cost"] <= manifest["budget"] == 120
+    allocated = manifest["upper_bound"] - manifest["gap"]
+    drawn = frame.loc[frame["is_exploration"], "expected_incremental_profit"].sum()
+    assert allocated + drawn == pytest.approx(manifest["expected_incremental_profit"])
+    assert manifest["gap"] >= 0
+    assert manifest["shadow_price"] > 0
+
+
+def test_the_manifest_vouches_for_the_file(written: Path) -> None:
+    manifest = json.loads(manifest_path(written).read_bytes())
+    inside = json.loads(pq.read_schema(written).metadata[METADATA])
+    content = written.read_bytes()
+    assert manifest["sha256"] == hashlib.sha256(content).hexdigest()
+    assert (manifest["bytes"], manifest["rows"]) == (len(content), 300)
+    for key, value in inside.items():
+        assert manifest[key] == value
+    for key in ("rows", "rows_sha256", "config_digest", "budget", "expected_cost", "gap"):
+        assert key in inside
+    assert sum(manifest["reasons"].values()) == 300
+
+
+@pytest.mark.parametrize("budget", [0.0, 1.0, 17.5, 60.0, None])
+def test_no_budget_is_passed(shop: Shop, tmp_path: Path, budget: float | None) -> None:
+    config = make_config(shop.root / "tables", policy={"budget": budget, "holdout_share": 0})
+    out = tmp_path / "d.parquet"
+    manifest = write_decisions(shop.population, shop.model, config, SALT, out).manifest
+    if budget is not None:
+        assert manifest["expected_cost"] <= budget
+    assert pd.read_parquet(out)["expected_cost"].sum() == pytest.approx(manifest["expected_cost"])
+
+
+def test_scores_are_those_of_the_server_to_the_last_bit(shop: Shop, written: Path) -> None:
+    frame = pd.read_parquet(written).set_index("customer_id")
+    ids = frame.index.tolist()
+    scorer = shop.scorer()
+    for d in scorer.answer(ids, request_id="r").decisions:
+        row = frame.loc[d.customer_id]
+        assert np.float32(d.response_propensity) == row["response_propensity"]
+        known = scorer.customer(d.customer_id)
+        assert known is not None
+        for arm, value in known.uplift.items():
+            assert np.float32(value).tobytes() == np.float32(row[f"cate_{arm}"]).tobytes()
+        assert (d.is_holdout, d.is_exploration) == (row["is_holdout"], row["is_exploration"])
+
+
+def test_csv_holds_the_same_rows(shop: Shop, written: Path, tmp_path: Path) -> None:
+    out = tmp_path / "d.csv"
+    write_decisions(shop.population, shop.model, shop.config, SALT, out)
+    raw = out.read_bytes()
+    assert raw.count(b"\r\n") == 301
+    assert raw.count(b"\n") == 301
+    assert b'"c-000","spring","2026-01-01T00:00:00.000000Z","none"' in raw
+    frame, parquet = pd.read_csv(out), pd.read_parquet(written)
+    assert list(frame.columns) == COLUMNS
+    for name in COLUMNS:
+        if name.startswith(("cate_", "cost_", "response")):
+            back = frame[name].to_numpy(np.float32)
+            assert back.tobytes() == parquet[name].to_numpy().tobytes()
+        elif name in ("assignment_prob", "expected_cost", "is_holdout"):
+            assert (frame[name] == parquet[name]).all()
+        elif name == "coupon_id":
+            assert frame[name].fillna("-").tolist() == parquet[name].fillna("-").tolist()
+    assert manifest_path(out).name == "d.csv.manifest.json"
+
+
+def test_a_simulated_shop_is_named_as_such(shop: Shop, tmp_path: Path) -> None:
+    people = replace(shop.population, simulated=True)
+    out = tmp_path / "d.parquet"
+    written = write_decisions(people, shop.model, shop.config, SALT, out)
+    assert written.manifest["simulated"] is True
+    assert json.loads(pq.read_schema(out).metadata[METADATA])["simulated"] is True
+    assert "simulated" in summary(written)
+
+
+def test_the_summary_says_what_was_spent(shop: Shop, tmp_path: Path) -> None:
+    written = write_decisions(
+        shop.population, shop.model, shop.config, SALT, tmp_path / "d.parquet"
+    )
+    text = summary(written)
+    assert "300 customers decided" in text
+    assert f"{written.manifest['expected_cost']:,.2f} EUR of 120.00 EUR" in text
+    assert "best_net_value" in text
+    assert "simulated" not in text
+
+
+@pytest.mark.parametrize("name", ["d.xlsx", "d", "folder.parquet", "a.file/d.csv"])
+def test_a_path_that_cannot_be_written_is_refused(shop: Shop, tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.parquet").mkdir()
+    (tmp_path / "a.file").write_text("")
+    with pytest.raises(ConfigError, match="--out"):
+        write_decisions(shop.population, shop.model, shop.config, SALT, tmp_path / name)
