@@ -45,6 +45,8 @@ def _utc(value: object) -> object:
             value = datetime.fromisoformat(value)
         except ValueError as error:
             raise ValueError("an ISO 8601 time, for example 2026-01-01T00:00:00Z") from error
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
     if isinstance(value, datetime):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
     if value is None or value == "now":
@@ -68,7 +70,7 @@ def _constant(value: object) -> object:
 
 
 Id = Annotated[str, AfterValidator(_id)]
-Time = Annotated[datetime, BeforeValidator(_utc)]
+Moment = Annotated[Literal["now"] | datetime, BeforeValidator(_utc)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Constant = Annotated[str, BeforeValidator(_constant)]
 Windows = Annotated[dict[str, int], BeforeValidator(_window)]
@@ -99,12 +101,12 @@ class SourceConfig(Section):
     )
     drop_duplicates: bool = Field(False, description="drop identical order lines, counted")
     max_bad_share: Share = Field(0.01, description="share of bad rows above which the job stops")
-    as_of: Literal["now"] | Time = Field(
+    as_of: Moment = Field(
         "now",
         description="the moment of scoring; a fixed time switches age checks off and is shown as "
         "degraded",
     )
-    complete_until: Time | None = Field(
+    complete_until: Annotated[datetime | None, BeforeValidator(_utc)] = Field(
         None,
         description="end of complete data; null: the end of the local day of the newest "
         "transaction or event",
@@ -377,7 +379,7 @@ def _explain(error: ValidationError, raw: dict[str, Any], file: str) -> ConfigEr
     path = [str(p) for p in first["loc"] if not str(p).startswith(("literal[", "function-"))]
     key = ".".join(path) or "the file"
     kind = first["type"]
-    expected = first["msg"].removeprefix("Value error, ")
+    expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     found = repr(first["input"]) if kind != "missing" else "nothing"
     remedy = "See configs/reference.md."
     if kind == "extra_forbidden":

@@ -45,14 +45,14 @@ def bad_rows(con: Any, work: str, key: str) -> list[BadRows]:
     rows = con.execute(
         f"""
         SELECT split_part(_reason, ':', 1), split_part(_reason, ':', 2), count(*),
-            list(DISTINCT coalesce(CAST({quote(key)} AS VARCHAR), 'row ' || _row)
+            min(coalesce(CAST({quote(key)} AS VARCHAR), 'row ' || _row)
                 || CASE WHEN _value IS NULL OR _value = CAST({quote(key)} AS VARCHAR) THEN ''
-                   ELSE ': ' || left(_value, {LONGEST}) END)
+                   ELSE ': ' || left(_value, {LONGEST}) END, 20)
         FROM {work} WHERE _reason IS NOT NULL GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2
         """
     ).fetchall()
     return [
-        BadRows(reason, column, count, tuple(map(one_line, sorted(examples)[:MAX_KEYS])))
+        BadRows(reason, column, count, tuple(map(one_line, sorted(set(examples))[:MAX_KEYS])))
         for reason, column, count, examples in rows
     ]
 
