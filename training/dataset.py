@@ -163,20 +163,18 @@ def _exposures(tables: Tables, config: Config, offers: tuple[Offer, ...]) -> pd.
     assert exposures is not None
     con = tables.con
     window = config.outcome.window_days
-    con.create_table(
-        "_exposures", exposures.mutate(_row=ibis.row_number()), temp=True, overwrite=True
-    )
-    kept = con.table("_exposures")
+    numbered = con.compile(exposures.mutate(_row=ibis.row_number()))
+    con.raw_sql(f"CREATE OR REPLACE TEMP TABLE _exposures AS {numbered}")
+    frame: pd.DataFrame = con.raw_sql("SELECT * FROM _exposures").df()
     if tables.transactions is not None:
-        brought = con.sql(_window_sql(con.compile(tables.transactions), window))
-        kept = kept.left_join(brought, kept._row == brought.row_number).drop("row_number")
-    frame: pd.DataFrame = kept.to_pandas()
+        brought = con.raw_sql(_window_sql(con.compile(tables.transactions), window)).df()
+        frame = frame.merge(brought, how="left", on="_row")
     for column in ("net", "listed", "orders", "coupon_discount", "coupon_orders"):
         values = frame[column] if column in frame.columns else pd.Series(0.0, index=frame.index)
         frame[column] = values.fillna(0.0).astype(float)
     frame["redeemed"] = ((frame["coupon_orders"] > 0) & (frame["arm"] != "control")).astype(float)
     if tables.events is not None:
-        redeemed = con.sql(_redeemed_sql(con.compile(tables.events), window)).to_pandas()
+        redeemed = con.raw_sql(_redeemed_sql(con.compile(tables.events), window)).df()
         frame.loc[frame["_row"].isin(redeemed["_row"]), "redeemed"] = 1.0
         frame.loc[frame["arm"] == "control", "redeemed"] = 0.0
     frame["assigned_at"] = pd.to_datetime(frame["assigned_at"], utc=True).dt.tz_localize(None)
@@ -202,7 +200,7 @@ def _window_sql(transactions: str, days: int) -> str:
                        AND (min(amount) >= 0 OR sum(amount) > 0) AS valid
             FROM lines GROUP BY _row, order_id
         )
-        SELECT _row AS row_number, sum(net) AS net, sum(listed) AS listed,
+        SELECT _row, sum(net) AS net, sum(listed) AS listed,
                count(*) FILTER (valid) AS orders, sum(coupon_discount) AS coupon_discount,
                count(*) FILTER (own AND valid) AS coupon_orders
         FROM orders GROUP BY _row

@@ -63,7 +63,8 @@ def _splits(dataset: Dataset, models: Models, config: Config) -> list[tuple[str,
     at = dataset.training.assigned_at
     cut = time_cut(at, config.training.test_share)
     if cut is not None:
-        splits.append(("last campaigns", np.asarray(at >= cut, dtype=bool)))
+        late: BoolArray = at >= cut
+        splits.append(("last campaigns", late))
     return splits
 
 

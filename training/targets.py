@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from features.errors import ConfigError
 from training.dataset import Dataset
@@ -49,12 +50,13 @@ def check_targets(names: list[str]) -> None:
         )
 
 
-def time_cut(assigned_at: np.ndarray[tuple[int], np.dtype[np.datetime64]], share: float) -> object:
+def time_cut(assigned_at: npt.NDArray[np.datetime64], share: float) -> np.datetime64 | None:
     """The first moment of the last `share` of the exposures, at a campaign's start; None where
     all were assigned at one moment."""
     moments = np.unique(assigned_at)
     if len(moments) < 2:
         return None
-    counts = np.array([(assigned_at >= m).sum() for m in moments]) / len(assigned_at)
-    allowed = np.flatnonzero(counts[1:] <= max(share, counts[-1])) + 1
-    return moments[allowed[0]]
+    left = np.array([(assigned_at >= m).mean() for m in moments[1:]])
+    first = int(np.argmax(left <= max(share, left[-1])))
+    cut: np.datetime64 = moments[1:][first]
+    return cut

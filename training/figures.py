@@ -1,0 +1,205 @@
+"""Figures of one training, drawn without a screen and without pyplot's global state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from training.diagnostics import Diagnostics
+from training.evaluate import Candidate, Evaluation
+from training.gate import Verdict
+from training.responses import ResponseReport
+from uplift.evaluation import NO_OFFER, RIVALS
+from uplift.scores import Estimate
+
+INK, ACCENT, MUTED = "#1b3a57", "#d1495b", "#8d99ae"
+PER = 1000
+
+
+def all_figures(
+    evaluation: Evaluation,
+    verdict: Verdict,
+    diagnostics: Diagnostics,
+    reports: Sequence[ResponseReport],
+    currency: str,
+    subtitle: str,
+) -> Mapping[str, Figure]:
+    """File name -> figure."""
+    figures = {
+        "leaderboard.png": leaderboard(evaluation, verdict, currency, subtitle),
+        "qini_over_cost.png": qini(evaluation, currency, subtitle),
+        "uplift_by_decile.png": deciles(evaluation.chosen, currency, subtitle),
+        "effect_calibration.png": calibration(evaluation.chosen, currency, subtitle),
+        "balance.png": balance(diagnostics, subtitle),
+    }
+    for report in reports:
+        name = f"{report.target}_{report.held_out.replace(' ', '_')}.png"
+        figures[name] = response(report, subtitle)
+    return figures
+
+
+def _axes(title: str, subtitle: str, width: float = 8, height: float = 4.8) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=22)
+    axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=8.5, color=MUTED)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def _error(estimate: Estimate) -> float:
+    return (estimate.hi - estimate.value) * PER
+
+
+def leaderboard(evaluation: Evaluation, verdict: Verdict, currency: str, subtitle: str) -> Figure:
+    """Gain at the budget on held-out customers, learners and rivals, with 95% intervals."""
+    rows: list[tuple[str, Estimate, str]] = [
+        (c.name, c.value.gain, ACCENT if c is evaluation.chosen else INK)
+        for c in evaluation.candidates
+    ]
+    if verdict.policy != evaluation.chosen.name:
+        rows.append((verdict.policy, verdict.value.gain, ACCENT))
+    rows += [(n, v.gain, MUTED) for n, v in evaluation.rivals.items() if n != NO_OFFER]
+    figure, axes = _axes(
+        "What each policy earns at the budget", subtitle, height=1.6 + 0.38 * len(rows)
+    )
+    for i, (_, estimate, colour) in enumerate(reversed(rows)):
+        axes.errorbar(
+            estimate.value * PER, i, xerr=_error(estimate), fmt="o", color=colour, capsize=3
+        )
+    axes.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlabel(f"incremental profit per {PER:,} exposures, {currency}, 95% interval")
+    return figure
+
+
+def qini(evaluation: Evaluation, currency: str, subtitle: str) -> Figure:
+    """Gain over cost along each learner's ranking, and the rivals at the budget."""
+    figure, axes = _axes("Incremental profit over what the offers cost", subtitle)
+    for c in evaluation.candidates:
+        chosen = c is evaluation.chosen
+        axes.plot(
+            c.curve[0] * PER,
+            c.curve[1] * PER,
+            label=c.name,
+            linewidth=2.2 if chosen else 1.1,
+            color=ACCENT if chosen else None,
+            zorder=3 if chosen else 2,
+        )
+    cost, gain = evaluation.chosen.curve
+    axes.plot([0, cost[-1] * PER], [0, gain[-1] * PER], "--", color=MUTED, label="at random")
+    for name, value in evaluation.rivals.items():
+        if name in RIVALS:
+            axes.plot(value.predicted_spend * PER, value.gain.value * PER, "x", color=MUTED)
+            axes.annotate(
+                name,
+                (value.predicted_spend * PER, value.gain.value * PER),
+                fontsize=7,
+                color=MUTED,
+                xytext=(4, -3),
+                textcoords="offset points",
+            )
+    if evaluation.budget_per_row is not None:
+        axes.axvline(evaluation.budget_per_row * PER, color=INK, linewidth=0.8, linestyle=":")
+        axes.text(
+            evaluation.budget_per_row * PER,
+            axes.get_ylim()[1],
+            " budget",
+            fontsize=8,
+            color=INK,
+            va="top",
+        )
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xlabel(f"expected cost per {PER:,} exposures, {currency}")
+    axes.set_ylabel(f"incremental profit per {PER:,}, {currency}")
+    axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def deciles(candidate: Candidate, currency: str, subtitle: str) -> Figure:
+    """Measured effect of the recommended offer by tenth of the predicted effect."""
+    figure, axes = _axes(
+        f"Measured effect by decile of predicted effect ({candidate.name})", subtitle
+    )
+    part = [row["part"] for row in candidate.deciles]
+    value = np.array([row["value"] for row in candidate.deciles])
+    half = np.array([row["hi"] for row in candidate.deciles]) - value
+    axes.bar(part, value, color=INK, alpha=0.85, label="measured, 95% interval")
+    axes.errorbar(part, value, yerr=half, fmt="none", ecolor=MUTED, capsize=3)
+    axes.plot(
+        part, [r["predicted"] for r in candidate.deciles], "o-", color=ACCENT, label="predicted"
+    )
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xticks(part)
+    axes.set_xlabel("decile, highest predicted effect first")
+    axes.set_ylabel(f"incremental profit per customer, {currency}")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def calibration(candidate: Candidate, currency: str, subtitle: str) -> Figure:
+    """Predicted against measured effect; on the diagonal when calibrated."""
+    slope = candidate.slope
+    figure, axes = _axes(
+        f"Calibration of the effect ({candidate.name}): slope {slope.value:.2f} "
+        f"[{slope.lo:.2f}, {slope.hi:.2f}]",
+        subtitle,
+    )
+    predicted = np.array([row["predicted"] for row in candidate.deciles])
+    value = np.array([row["value"] for row in candidate.deciles])
+    half = np.array([row["hi"] for row in candidate.deciles]) - value
+    axes.errorbar(predicted, value, yerr=half, fmt="o", color=INK, capsize=3)
+    low, high = float(predicted.min()), float(predicted.max())
+    axes.plot([low, high], [low, high], "--", color=ACCENT, label="calibrated")
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xlabel(f"predicted incremental profit, {currency}")
+    axes.set_ylabel(f"measured incremental profit, {currency}")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def balance(diagnostics: Diagnostics, subtitle: str, most: int = 30) -> Figure:
+    """Standardised differences to control, the largest features."""
+    worst: dict[str, float] = {}
+    for b in diagnostics.balance:
+        worst[b.feature] = max(worst.get(b.feature, 0.0), abs(b.difference))
+    names = sorted(worst, key=lambda n: worst[n])[-most:]
+    figure, axes = _axes(
+        "Balance of the arms before assignment", subtitle, height=1.6 + 0.24 * max(4, len(names))
+    )
+    arms = sorted({b.arm for b in diagnostics.balance})
+    place = {name: i for i, name in enumerate(names)}
+    for arm in arms:
+        points = [
+            (b.difference, place[b.feature])
+            for b in diagnostics.balance
+            if b.arm == arm and b.feature in place
+        ]
+        axes.plot([p[0] for p in points], [p[1] for p in points], "o", markersize=4, label=arm)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlabel("standardised difference to control")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def response(report: ResponseReport, subtitle: str) -> Figure:
+    """Predicted and observed rate by decile of the prediction."""
+    auc = report.metrics["auc"]
+    figure, axes = _axes(
+        f"{report.target}, held out: {report.held_out} (AUC {auc.value:.3f} "
+        f"[{auc.lo:.3f}, {auc.hi:.3f}])",
+        subtitle,
+    )
+    part = [row["part"] for row in report.deciles]
+    axes.bar(part, [row["observed"] for row in report.deciles], color=INK, label="observed")
+    axes.plot(part, [r["predicted"] for r in report.deciles], "o-", color=ACCENT, label="predicted")
+    axes.set_xticks(part)
+    axes.set_xlabel("decile, highest prediction first")
+    axes.set_ylabel("rate")
+    axes.legend(frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,176 @@
+"""One training from source to MLflow, and what it prints."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from features.config import Config
+from features.errors import ConfigError
+from features.sources import open_source
+from features.spine import all_customers
+from features.tables import Tables
+from training.dataset import Dataset, build_dataset
+from training.diagnostics import Diagnostics, diagnose
+from training.evaluate import Evaluation, evaluate
+from training.fit import Models, fit_models
+from training.gate import Verdict, judge
+from training.responses import ResponseReport, response_reports
+from training.targets import check_targets
+from uplift.errors import OfferError
+from uplift.learners import make_learner
+from uplift.offers import Offer, parse_offers
+from uplift.scores import Estimate
+
+PER = 1000
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that one training found out, before anything is logged."""
+
+    tables: Tables
+    dataset: Dataset
+    models: Models
+    diagnostics: Diagnostics
+    evaluation: Evaluation
+    verdict: Verdict
+    reports: list[ResponseReport]
+
+
+def offers_of(config: Config) -> tuple[Offer, ...]:
+    """The configured offers, or a ConfigError that names the key."""
+    try:
+        return parse_offers([offer.model_dump() for offer in config.offers])
+    except OfferError as error:
+        raise ConfigError(
+            "offers",
+            expected="known kinds with their parameters",
+            found=str(error),
+            remedy="See docs/coupons.md.",
+        ) from None
+
+
+def run(config: Config, progress: Callable[[str], None]) -> Training:
+    """Source -> features -> models -> evaluation -> gate; nothing is written to MLflow."""
+    offers = offers_of(config)
+    if not offers:
+        raise ConfigError(
+            "offers",
+            expected="at least one offer",
+            found="none",
+            remedy="List the coupons that the exposures name as arms.",
+        )
+    check_targets(config.training.response_targets)
+    for name in config.training.learners:
+        make_learner(name)
+    tables = open_source(config).tables()
+    for note in tables.notes:
+        progress(note)
+    progress(_counted(tables))
+    dataset = build_dataset(tables, config, offers)
+    progress(
+        f"{len(dataset.training):,} exposures with a complete outcome, "
+        f"{len(dataset.features) + len(dataset.given)} features"
+        + (
+            f"; {dataset.counts['open_windows']:,} windows still open, left out"
+            if dataset.counts["open_windows"]
+            else ""
+        )
+    )
+    for note in dataset.notes:
+        progress(note)
+    diagnose(dataset)
+    models = fit_models(dataset, config, offers, progress)
+    # With estimated probabilities, balance is shown as it is after weighting by them.
+    diagnostics = diagnose(dataset, models.train if dataset.estimated else None)
+    evaluation = evaluate(models, dataset, config, population(tables, config))
+    verdict = judge(evaluation, models, dataset, config)
+    reports = response_reports(dataset, models, config)
+    return Training(tables, dataset, models, diagnostics, evaluation, verdict, reports)
+
+
+def population(tables: Tables, config: Config) -> int:
+    """Customers whom the budget is for: everyone seen before the moment of scoring."""
+    return len(all_customers(tables, config.as_of(), config))
+
+
+def _counted(tables: Tables) -> str:
+    parts = []
+    for name, counts in tables.counts.items():
+        bad = counts.get("read", 0) - counts.get("kept", 0)
+        parts.append(f"{name} {counts.get('kept', 0):,}" + (f" ({bad:,} set aside)" if bad else ""))
+    return "rows: " + ", ".join(parts)
+
+
+@contextmanager
+def progress_lines(total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar on a terminal, plain lines with the time elsewhere."""
+    started = time.monotonic()
+    if sys.stdout.isatty():
+        with tqdm(total=total, bar_format="{bar} {n_fmt}/{total_fmt} [{elapsed}] {desc}") as bar:
+
+            def show(text: str) -> None:
+                bar.set_description_str(text[:80])
+                bar.update()
+
+            yield show
+    else:
+
+        def line(text: str) -> None:
+            print(f"[{time.monotonic() - started:6.1f} s] {text}", flush=True)
+
+        yield line
+
+
+def summary(training: Training, config: Config) -> str:
+    """What the user reads at the end: leaderboard, effects, gate."""
+    evaluation, verdict = training.evaluation, training.verdict
+    money = config.currency
+    out = [""]
+    if training.tables.simulated:
+        out.append("The shop is SIMULATED: these numbers say nothing about a real one.")
+    kind = "OBSERVATIONAL" if training.dataset.estimated else "randomised"
+    budget = evaluation.budget_per_row
+    at = "no budget limit" if budget is None else f"a budget of {budget * PER:,.0f} {money}"
+    out += [
+        f"Leaderboard: incremental profit per {PER:,} exposures at {at}, {money}, 95% intervals "
+        f"({kind} effects, {evaluation.rows:,} held-out exposures)",
+        "",
+        f"  {'learner':<34}{'validation (decides)':<28}{'held out':<28}{'calibration slope'}",
+    ]
+    for c in evaluation.candidates:
+        mark = "*" if c is evaluation.chosen else " "
+        out.append(
+            f"{mark} {c.name:<34}{_interval(c.validation):<28}{_interval(c.value.gain):<28}"
+            f"{c.slope.value:.2f} [{c.slope.lo:.2f}, {c.slope.hi:.2f}]"
+        )
+    if verdict.policy != evaluation.chosen.name:
+        out.append(f"> {verdict.policy:<34}{'':<28}{_interval(verdict.value.gain):<28}")
+    out += ["", f"  {evaluation.chosen.name} against its rivals, paired, on the held-out exposures"]
+    for rival, difference in evaluation.chosen.against.items():
+        arm = evaluation.rival_arms.get(rival)
+        name = rival + (f" ({arm})" if arm else "")
+        clear = "" if difference.lo > 0 or difference.hi < 0 else "  (cannot be told apart)"
+        out.append(f"  {name:<62}{_interval(difference):<28}{clear}")
+    out += ["", f"  average effect of each offer on profit, per {PER:,} customers"]
+    out += [f"  {arm:<62}{_interval(e)}" for arm, e in evaluation.effects.items()]
+    for r in training.reports:
+        auc, ap, error = (r.metrics[m] for m in ("auc", "average_precision", "calibration_error"))
+        out.append(
+            f"\n  {r.target}, held out {r.held_out}: "
+            f"AUC {auc.value:.3f} [{auc.lo:.3f}, {auc.hi:.3f}], average precision {ap.value:.3f} (base rate {r.metrics['base_rate'].value:.3f}), "
+            f"calibration error {error.value:.3f}"
+        )
+    out += ["", "Gate"]
+    out += [f"  {step.sentence(money)}" for step in verdict.steps]
+    return "\n".join(out)
+
+
+def _interval(e: Estimate) -> str:
+    return f"{e.value * PER:8.1f} [{e.lo * PER:.1f}, {e.hi * PER:.1f}]"
