@@ -94,7 +94,7 @@ _KINDS = (
     (re.compile(r"Object contains unknown field"), "unknown_field"),
     (re.compile(r"Expected `\w+` matching regex"), "pattern"),
     (re.compile(r"Expected `\w+` of length"), "length"),
-    (re.compile(r"Expected `(?:int|float|number)` [<>]"), "range"),
+    (re.compile(r"Expected `(?:int|float|number)` [<>]|Number out of range"), "range"),
     (re.compile(r"Expected `[^`]*`(?:, got|$)"), "type"),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,9 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.testclient import TestClient
+import yaml
 
+from serving.__main__ import main
 from serving.app import create_app, openapi
 from serving.problems import FIELD_PROBLEMS, PROBLEMS
 from serving.routes import Holder
@@ -33,6 +35,29 @@ IDS = [f"c-{i:03d}" for i in range(300)]
 JSON = {"content-type": "application/json"}
 
 
+class TestClient:
+    """Calls an application in this process, as a client over the network would."""
+
+    __test__ = False
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    def request(self, method: str, path: str, **more: Any) -> httpx.Response:
+        async def call() -> httpx.Response:
+            transport = httpx.ASGITransport(self.app, raise_app_exceptions=True)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                return await client.request(method, path, **more)
+
+        return asyncio.run(call())
+
+    def get(self, path: str, **more: Any) -> httpx.Response:
+        return self.request("GET", path, **more)
+
+    def post(self, path: str, **more: Any) -> httpx.Response:
+        return self.request("POST", path, **more)
+
+
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     return shared_shop(tmp_path_factory.mktemp)
@@ -40,7 +65,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
 
 @pytest.fixture(scope="session")
 def client(shop: Shop) -> TestClient:
-    return TestClient(create_app(Holder(shop.scorer())), raise_server_exceptions=False)
+    return TestClient(create_app(Holder(shop.scorer())))
 
 
 def asked(*ids: str, **more: Any) -> dict[str, Any]:
@@ -222,7 +247,7 @@ HOSTILE: list[tuple[str, bytes, int, str, str]] = [
     ("cut", A, 400, "malformed", ""),
     ("not UTF-8", A + b'"c\xff"}]}', 400, "malformed", ""),
     ("NaN", A + b'NaN}]}', 400, "malformed", ""),
-    ("infinite", A + b'"a","context":{"k":1e999}}]}', 400, "malformed", ""),
+    ("infinite", A + b'"a","context":{"k":1e999}}]}', 422, "range", "#/customers/0/context"),
     ("lone surrogate", A + b'"\\ud800"}]}', 400, "malformed", ""),
     ("trailing text", A + b'"c-010"}]} x', 400, "malformed", ""),
     ("deep arrays", b"[" * 200_000, 422, "type", "#"),
@@ -313,7 +338,7 @@ def test_other_media_types_are_refused(client: TestClient, headers: dict[str, st
 def test_large_bodies_are_refused_declared_or_not(client: TestClient) -> None:
     body = b" " * (MAX_BODY + 1)
 
-    def chunks() -> Iterator[bytes]:
+    async def chunks() -> AsyncIterator[bytes]:
         for start in range(0, len(body), 65536):
             yield body[start : start + 65536]
 
@@ -354,7 +379,7 @@ def test_a_defect_is_a_500_that_shows_nothing(shop: Shop, caplog: pytest.LogCapt
         raise RuntimeError("planted-inside")
 
     scorer = shop.scorer(clock=broken)
-    server = TestClient(create_app(Holder(scorer)), raise_server_exceptions=False)
+    server = TestClient(create_app(Holder(scorer)))
     answer = post(server, asked("c-010"))
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
     documented("post", "/v1/decisions", answer)
@@ -416,8 +441,6 @@ def running(folder: Path, *more: str) -> Iterator[httpx.Client]:
 
 
 def test_a_restarted_server_gives_the_same_bytes(shop: Shop) -> None:
-    import yaml
-
     raw = shop.config.model_dump(mode="json")
     (shop.root / "spring.yaml").write_text(yaml.safe_dump(raw))
     # The file's snapshot has the tests' salt; the server makes its own.
@@ -443,14 +466,6 @@ def test_a_restarted_server_gives_the_same_bytes(shop: Shop) -> None:
     assert single[0] == single[1] == {**whole, "index": 0}
 
 
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "serving", *arguments],
-        cwd=folder, capture_output=True, text=True, timeout=120, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -463,13 +478,45 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     ],
 )  # fmt: skip
 def test_bad_input_is_one_message_and_exit_code_2(
-    tmp_path: Path, arguments: tuple[str, ...], message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    message: str,
 ) -> None:
-    (tmp_path / "c.yaml").write_text(
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    Path("c.yaml").write_text(
         "name: spring\nsource: {kind: files, path: none}\noutcome: {kind: conversion}\n"
     )
-    done = command(tmp_path, *arguments)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.count("error:") == 1
+    assert main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert "Traceback" not in shown
+    assert shown.count("error:") == 1
+
+
+def test_score_from_the_command_line(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import pandas as pd
+
+    monkeypatch.chdir(shop.root)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    raw = shop.config.model_dump(mode="json")
+    Path("score.yaml").write_text(yaml.safe_dump(raw))
+    out = tmp_path / "d.parquet"
+    flags = ["--budget", "40", "--holdout-share", "0", "--exploration-share", "0"]
+    assert main(["score", "--config", "score.yaml", "--out", str(out), *flags]) == 0
+    assert "of 40.00 EUR" in capsys.readouterr().out
+    frame = pd.read_parquet(out)
+    assert not frame["is_holdout"].any()
+    assert not frame["is_exploration"].any()
+    assert 30 < frame["expected_cost"].sum() <= 40
+    scored = shop.population.scores.cate[:, 0]
+    assert frame["cate_c5"].to_numpy().tobytes() == scored.tobytes()
+    assert main(["score", "--config", "score.yaml", "--out", str(out), "--budget", "-1"]) == 2
+    assert "policy.budget" in capsys.readouterr().err
+    early = ["--as-of", "2001-01-01"]
+    assert main(["score", "--config", "score.yaml", "--out", str(out), *early]) == 2
+    assert "Give a later --as-of" in capsys.readouterr().err
