@@ -56,6 +56,7 @@ CATEGORIES = (
 PRODUCTS = 40  # per category
 REGIONS = ("north", "south", "east", "west", "centre")
 PAYMENTS = ("card", "wallet", "invoice", "cash")
+TABLES = ("transactions", "exposures", "customers", "events")
 NOTE = "The shop is simulated: its customers and their purchases are made up."
 
 
@@ -77,7 +78,7 @@ class SimulatedSource:
         config = self.config
         _check_offers(config, World())
         folder = shop_folder(config)
-        if not (folder / "shop.json").is_file():
+        if not _complete(folder):
             LOG.info("making the simulated shop of %d customers", config.source.customers)
             make_shop(folder, config.source.customers, config.source.seed)
         there = config.source.model_copy(update={"path": str(folder / "tables")})
@@ -90,6 +91,11 @@ def shop_folder(config: Config) -> Path:
     """Where the shop of this configuration is kept, below the working directory."""
     digest = shop_digest(World(), config.source.customers, config.source.seed)
     return Path("data") / "simulated" / digest
+
+
+def _complete(folder: Path) -> bool:
+    files = ["shop.json", *(f"tables/{name}.parquet" for name in TABLES)]
+    return all((folder / file).is_file() for file in files)
 
 
 def _check_offers(config: Config, world: World) -> None:
@@ -130,15 +136,20 @@ def make_shop(path: Path, customers: int, seed: int, world: World | None = None)
         for name, table in shop_tables(customers, seed, world).items():
             file = aside / f"{name}.parquet"
             file.parent.mkdir(exist_ok=True)
-            pq.write_table(table, file, compression="zstd", store_schema=False)
+            # Expectations hardly ever repeat: a dictionary of them only costs time.
+            repeats = name.startswith("tables/")
+            pq.write_table(
+                table, file, compression="zstd", store_schema=False, use_dictionary=repeats
+            )
         about = {"customers": customers, "seed": seed, "as_of": world.end, "world": asdict(world)}
         (aside / "shop.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         aside.chmod(0o755)
         try:
             aside.rename(path)
         except OSError:
-            if not (path / "shop.json").is_file():  # else another process was faster
-                raise
+            if not _complete(path):  # else another process was faster
+                shutil.rmtree(path)
+                aside.rename(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

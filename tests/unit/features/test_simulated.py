@@ -272,7 +272,7 @@ def test_same_seed_same_bytes_other_seed_other_shop(tmp_path: Path) -> None:
     assert one == again
     assert set(one) == {
         "shop.json",
-        *(f"tables/{t}.parquet" for t in ("transactions", "exposures", "customers", "events")),
+        *(f"tables/{t}.parquet" for t in source.TABLES),
         *(f"truth/{t}.parquet" for t in ("exposures", "customers")),
     }
     assert all(one[name] != other[name] for name in one)
@@ -308,6 +308,19 @@ def test_the_source_makes_the_shop_once_and_reads_only_its_tables(
 
     monkeypatch.setattr(source, "make_shop", never)
     assert open_source(config).tables().digest == tables.digest
+
+
+def test_a_shop_that_lost_a_table_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = small(customers=100)
+    make_shop(shop_folder(config), 100, config.source.seed)
+    file = shop_folder(config) / "tables" / "events.parquet"
+    before = file.read_bytes()
+    file.unlink()
+    assert open_source(config).tables().events is not None
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["demo.yaml", "demo-small.yaml"])
