@@ -135,7 +135,7 @@ def _check_names(contract: TableContract, named: Sequence[str], keys: Sequence[s
                 expected=f"a column of {contract.name} ({', '.join(contract.names)}) or one that "
                 "features.given, outcome.column or experiment names",
                 found=key,
-                remedy=_close(key, contract.names) or "See CONTRACT, tables in, for the columns.",
+                remedy=_close(key, contract.names) or "Name one of these.",
             )
 
 

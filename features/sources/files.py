@@ -19,7 +19,7 @@ from features.contracts import CONTRACTS
 from features.errors import ConfigError, DataError
 from features.ingest import checked_tables, connect
 from features.mapping import Raw
-from features.parsing import literal
+from features.parsing import literal, quote
 from features.problems import Problems, fail
 from features.sources.base import source
 from features.tables import Tables
@@ -62,9 +62,10 @@ class FilesSource:
                 raws[table] = read_raw(backend.con, table, files)
             except DataError as error:
                 fail(problems, error)
-        return checked_tables(
-            backend, raws, config, digest=_digest(parts, config), problems=problems
-        )
+        digest = _digest(parts, config)
+        tables = checked_tables(backend, raws, config, digest=digest, problems=problems)
+        forget_csv(backend.con)
+        return tables
 
 
 def read_raw(con: Any, table: str, files: Sequence[Path], parquet: bool | None = None) -> Raw:
@@ -102,6 +103,18 @@ def read_raw(con: Any, table: str, files: Sequence[Path], parquet: bool | None =
     bad = f"_bad_{table}"
     con.execute(f"CREATE OR REPLACE VIEW {bad} AS {' UNION ALL '.join(rejected)}")
     return Raw(relation, origin, csv=True, rejected=bad)
+
+
+def forget_csv(con: Any) -> None:
+    """Give back the memory of the CSV files as they came, once their tables are clean."""
+    for kind, listed in (("VIEW", "duckdb_views"), ("TABLE", "duckdb_tables")):
+        names = con.execute(
+            f"SELECT {kind.lower()}_name FROM {listed}() "
+            f"WHERE starts_with({kind.lower()}_name, '_csv_') "
+            f"OR starts_with({kind.lower()}_name, '_bad_')"
+        ).fetchall()
+        for (name,) in names:
+            con.execute(f"DROP {kind} {quote(name)}")
 
 
 def _load_csv(con: Any, file: Path, name: str) -> None:
@@ -206,7 +219,11 @@ def _find(folder: Path, problems: Problems | None) -> dict[str, list[Path]]:
         found = [[file] for file in single if file.is_file()]
         below = folder / table
         if below.is_dir():
-            inside = sorted(f for f in below.iterdir() if f.suffix in SUFFIXES and f.is_file())
+            inside = sorted(
+                f
+                for f in below.rglob("*")
+                if f.suffix in SUFFIXES and f.is_file() and not f.name.startswith((".", "_"))
+            )
             if len({f.suffix for f in inside}) > 1:
                 fail(problems, _ambiguous(str(below), "parts as Parquet and as CSV"))
                 continue

@@ -183,6 +183,35 @@ def test_an_empty_folder_of_parts(folder: Path) -> None:
         tables()
 
 
+def test_parts_of_partitions_and_of_other_types(folder: Path) -> None:
+    """Folders of partitions are read through; an id may be a number in one part only."""
+    for year, who in ((2024, [1, 2]), (2025, ["3", "x"])):
+        part = folder / "transactions" / f"year={year}"
+        part.mkdir(parents=True)
+        columns = {
+            "customer_id": who,
+            "order_id": ["o", "p"],
+            "transacted_at": [f"{year}-01-01"] * 2,
+            "amount": [1, 2] if year == 2024 else [1.5, 2.5],
+        }
+        pq.write_table(pa.table(columns), part / "part-0.parquet")
+        (part / "_metadata.csv").write_text("not a part")
+    found = tables()
+    assert found.transactions is not None
+    rows = found.transactions.to_pyarrow().to_pylist()
+    assert sorted(row["customer_id"] for row in rows) == ["1", "2", "3", "x"]
+    assert sum(row["amount"] for row in rows) == 7.0
+
+
+def test_nothing_of_the_files_stays_behind(folder: Path) -> None:
+    (folder / "transactions.csv").write_bytes(HEAD + GOOD)
+    found = tables().con.con.execute(
+        "SELECT table_name FROM duckdb_tables() UNION ALL "
+        "SELECT view_name FROM duckdb_views() WHERE NOT internal"
+    )
+    assert found.fetchall() == [("transactions",)]
+
+
 def test_constants_stand_for_columns(folder: Path) -> None:
     (folder / "exposures.csv").write_text("customer_id,arm\nA,control\nB,c5\n")
     found = tables(constants={"exposures": {"campaign_id": 7, "assigned_at": "2025-04-01"}})

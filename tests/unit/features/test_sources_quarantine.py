@@ -322,6 +322,13 @@ class TestIdentities:
         rows = [{**LINE, "customer_id": "u1"}, {**LINE, "customer_id": "Q"}]
         assert self.customers(load("transactions", rows)) == ["A", "Q"]
 
+    def test_one_customer_of_two_systems_is_no_error(self, work: Path) -> None:
+        both = [{**row, "customer_id": "A"} for row in self.IDS]
+        save("identities", both)
+        save("customers", [{"customer_id": "u1", "source": s} for s in ("web", "till")])
+        tables = load("transactions", [LINE], config(max_bad_share=0))
+        assert tables.counts["customers"] == {"read": 2, "kept": 1, "duplicate_id": 1}
+
     def test_an_id_of_two_customers_needs_a_source(self, work: Path) -> None:
         save("identities", list(self.IDS))
         with pytest.raises(DataError, match=r"matched by the id alone.*u1.*column source"):
