@@ -130,17 +130,11 @@ def order_days(work: Workbench) -> ir.Table:
 
 @relation
 def novelty(work: Workbench) -> ir.Table:
-    """Order days: day, age, first (first ever), novel (a product new to the customer)."""
+    """Order days: age, novel (with a product new to the customer)."""
     days = order_days(work)
     firsts = _first_product_days(work)
     joined = days.left_join(firsts, ["row", "day"])
-    first_ever = days.day.min().over(ibis.window(group_by=days.row))
-    return joined.select(
-        row=days.row,
-        age=days.age,
-        first=days.day == first_ever,
-        novel=firsts.row.notnull(),
-    )
+    return joined.select(row=days.row, age=days.age, novel=firsts.row.notnull())
 
 
 def _first_product_days(work: Workbench) -> ir.Table:

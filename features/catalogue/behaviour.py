@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 
+import ibis
 import ibis.expr.types as ir
 
 from features.grains import Facts
@@ -66,8 +67,11 @@ def category_favourite_365d(c: Facts) -> ir.Value:
     doc="Share of order days, the first ever left out, with a product new to the customer.",
 )
 def novelty_share_365d(d: Facts) -> ir.Value:
-    later = d.within(365) & ~d.first
-    return d.ratio(d.count(later & d.novel), d.count(later))
+    # The first day ever is the oldest; it is taken off again where it is in the window.
+    first = ibis.ifelse(d.age.max() <= 365, 1, 0)
+    novel_first = ibis.ifelse(d.novel.argmax(d.age), first, 0)
+    novel = d.count(d.within(365) & d.novel) - novel_first
+    return d.ratio(novel, d.count(d.within(365)) - first)
 
 
 @feature(
