@@ -130,9 +130,7 @@ def _estimate_assignment(
         drawn = (train.arm == k).astype(float)
         fitted = cross_fit(binned, rows, drawn, fold, settings, binary=True)
         train_odds[:, k] = fitted.out_of_fold(train.X, fold, settings.threads)
-        test_odds[:, k] = np.mean(
-            [m.predict(test.X, settings.threads)[:, 0] for m in fitted.models], axis=0
-        )
+        test_odds[:, k] = fitted.full.predict(test.X, settings.threads)[:, 0]
     return (
         replace(train, assignment=_normalised(train_odds, train.assignment)),
         replace(test, assignment=_normalised(test_odds, test.assignment)),

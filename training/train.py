@@ -164,7 +164,8 @@ def summary(training: Training, config: Config) -> str:
         auc, ap, error = (r.metrics[m] for m in ("auc", "average_precision", "calibration_error"))
         out.append(
             f"\n  {r.target}, held out {r.held_out}: "
-            f"AUC {auc.value:.3f} [{auc.lo:.3f}, {auc.hi:.3f}], average precision {ap.value:.3f} (base rate {r.metrics['base_rate'].value:.3f}), "
+            f"AUC {auc.value:.3f} [{auc.lo:.3f}, {auc.hi:.3f}], "
+            f"average precision {ap.value:.3f} (base rate {r.metrics['base_rate'].value:.3f}), "
             f"calibration error {error.value:.3f}"
         )
     out += ["", "Gate"]

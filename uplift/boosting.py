@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import lightgbm as lgb
@@ -112,9 +112,11 @@ class Binned:
 
 @dataclass(frozen=True)
 class CrossFit:
-    """One single-output model per fold, all with `rounds` trees (0: the training mean)."""
+    """One single-output model per fold, and `full`, learned from all rows, which is served; all
+    with the same number of trees (`rounds`; 0: the training mean)."""
 
     models: tuple[EffectModel, ...]
+    full: EffectModel
     rounds: int
 
     def out_of_fold(self, X: Float32Array, fold: IntArray, threads: int) -> FloatArray:
@@ -148,10 +150,10 @@ def cross_fit(
     what the objective implies (identity, or sigmoid for binary).
     """
     judge_rows, judge_target, judge_weight = valid or (rows, target, weight)
-    folds = range(int(fold.max()) + 1)
+    shown = link or ("sigmoid" if binary else "identity")
     terms: list[BoosterTerm | None] = []
     means, total = [], np.zeros(settings.rounds + 1)
-    for f in folds:
+    for f in range(int(fold.max()) + 1):
         train, held = fold[rows] != f, fold[judge_rows] == f
         w = None if weight is None else weight[train]
         v = None if judge_weight is None else judge_weight[held]
@@ -177,19 +179,30 @@ def cross_fit(
         padded[: len(curve)] = curve
         total += size * np.concatenate([[start], padded])
     rounds = 0 if any(t is None for t in terms) else int(np.argmin(total))
-    shown = link or ("sigmoid" if binary else "identity")
-    models = []
-    for mean, term in zip(means, terms, strict=True):
-        if rounds == 0 or term is None:
-            p = float(np.clip(mean, 1e-6, 1 - 1e-6))
-            constant = float(np.log(p / (1 - p))) if binary and shown == "identity" else mean
-            models.append(EffectModel(np.array([constant])))
-        else:
-            text = term.booster.model_to_string(num_iteration=rounds)
-            models.append(
-                EffectModel(np.zeros(1), ((BoosterTerm.from_text(text, shown), np.ones(1)),))
-            )
-    return CrossFit(tuple(models), rounds)
+    overall = float(np.average(target, weights=weight)) if len(target) else 0.0
+    if rounds == 0:
+        models = [_constant(mean, binary, shown) for mean in means]
+        return CrossFit(tuple(models), _constant(overall, binary, shown), 0)
+    whole, _ = data.fit(
+        rows, target, replace(settings, rounds=rounds), weight=weight, binary=binary
+    )
+    return CrossFit(
+        tuple(_trimmed(t, rounds, shown) for t in terms if t is not None),
+        _trimmed(whole, rounds, shown),
+        rounds,
+    )
+
+
+def _trimmed(term: BoosterTerm, rounds: int, link: str) -> EffectModel:
+    text = term.booster.model_to_string(num_iteration=rounds)
+    return EffectModel(np.zeros(1), ((BoosterTerm.from_text(text, link), np.ones(1)),))
+
+
+def _constant(mean: float, binary: bool, link: str) -> EffectModel:
+    """The mean as a model; in log-odds where a binary target is asked for with identity link."""
+    p = float(np.clip(mean, 1e-6, 1 - 1e-6))
+    log_odds = binary and link == "identity"
+    return EffectModel(np.array([float(np.log(p / (1 - p))) if log_odds else mean]))
 
 
 def _learnable(target: FloatArray, binary: bool) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from uplift.boosting import Binned, Settings, cross_fit
 from uplift.data import FloatArray, IntArray, TrainingSet
-from uplift.effects import EffectModel, mean_model
+from uplift.effects import EffectModel
 from uplift.nuisances import stack
 
 
@@ -39,5 +39,5 @@ def fit_costs(data: TrainingSet, binned: Binned, fold: IntArray, settings: Setti
         if total > 0:
             ratios[k - 1] = data.cost[rows].sum() / total
         oof[:, k - 1] = predicted * ratios[k - 1]
-        models.append(mean_model(fitted.models).scaled(ratios[k - 1]))
+        models.append(fitted.full.scaled(ratios[k - 1]))
     return FittedCosts(oof, stack(models), ratios)

@@ -198,15 +198,6 @@ class EffectModel:
         return cls(np.asarray(spec["constant"], dtype=np.float64), tuple(terms))
 
 
-def mean_model(models: Sequence[EffectModel]) -> EffectModel:
-    """The average of models, for instance of one learner's models over the folds."""
-    parts = [model.scaled(1 / len(models)) for model in models]
-    return EffectModel(
-        np.sum([p.constant for p in parts], axis=0),
-        tuple(pair for p in parts for pair in p.terms),
-    )
-
-
 def sigmoid(x: FloatArray) -> FloatArray:
     out: FloatArray = 1.0 / (1.0 + np.exp(-np.clip(x, -500, 500)))
     return out

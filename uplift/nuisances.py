@@ -8,13 +8,14 @@ intervals of everything that follows too narrow.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from uplift.boosting import Binned, Settings, cross_fit
+from uplift.boosting import Binned, CrossFit, Settings, cross_fit
 from uplift.data import Float32Array, FloatArray, IntArray, TrainingSet
-from uplift.effects import EffectModel, mean_model
+from uplift.effects import EffectModel
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Problem:
 
     target   (n,) outcome that is learned; `binary`: it holds 0 and 1 only
     fold     (n,) 0..F-1, drawn by cluster
-    mu       (n, K + 1) out-of-fold mean of each arm; `arm_means`, the folds' models of it
+    mu       (n, K + 1) out-of-fold mean of each arm
+    arm_means, full_means   the models of it: one per fold, and one of all training rows
     gamma    (n, K + 1) doubly robust scores of the training rows
     """
 
@@ -34,6 +36,7 @@ class Problem:
     fold: IntArray
     mu: FloatArray
     arm_means: tuple[EffectModel, ...]
+    full_means: EffectModel
     gamma: FloatArray
     settings: Settings
     seed: int
@@ -51,8 +54,8 @@ class Problem:
         return rows, self.gamma[rows, k] - self.gamma[rows, 0], weight / weight.mean()
 
     def mean_on(self, X: Float32Array) -> FloatArray:
-        """(n, K + 1) arm means at rows that no fold has seen: the average of the folds' models."""
-        return mean_model(self.arm_means).predict(X, self.settings.threads)
+        """(n, K + 1) arm means at rows that are not among the training rows."""
+        return self.full_means.predict(X, self.settings.threads)
 
 
 def prepare(
@@ -65,19 +68,17 @@ def prepare(
 ) -> Problem:
     """Fit the arm means of `target` (n,) and compute the scores."""
     binary = bool(np.isin(target, (0.0, 1.0)).all())
-    folds = int(fold.max()) + 1
     n, arms = len(data), data.n_arms + 1
     mu = np.empty((n, arms))
-    per_fold: list[list[EffectModel]] = [[] for _ in range(folds)]
+    fits = []
     for k in range(arms):
         rows = np.flatnonzero(data.arm == k)
         fitted = cross_fit(binned, rows, target[rows], fold, settings, binary=binary)
         mu[:, k] = fitted.out_of_fold(data.X, fold, settings.threads)
-        for f in range(folds):
-            per_fold[f].append(fitted.models[f])
-    means = tuple(stack(models) for models in per_fold)
+        fits.append(fitted)
+    means, full = side_by_side(fits)
     gamma = doubly_robust(mu, data.assignment, data.arm, target)
-    return Problem(data, binned, target, binary, fold, mu, means, gamma, settings, seed)
+    return Problem(data, binned, target, binary, fold, mu, means, full, gamma, settings, seed)
 
 
 def doubly_robust(
@@ -91,7 +92,16 @@ def doubly_robust(
     return gamma
 
 
-def stack(models: list[EffectModel]) -> EffectModel:
+def side_by_side(fits: Sequence[CrossFit]) -> tuple[tuple[EffectModel, ...], EffectModel]:
+    """Single-output fits as models of len(fits) outputs: one per fold, and the full one."""
+    folds = range(len(fits[0].models))
+    return (
+        tuple(stack([fit.models[f] for fit in fits]) for f in folds),
+        stack([fit.full for fit in fits]),
+    )
+
+
+def stack(models: Sequence[EffectModel]) -> EffectModel:
     """Single-output models side by side as one model with len(models) outputs."""
     outputs = len(models)
     terms = []

@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 
 from uplift.boosting import Binned, Settings, cross_fit
 from uplift.data import Float32Array, FloatArray, IntArray
-from uplift.effects import TERMS, EffectModel, mean_model, sigmoid
+from uplift.effects import TERMS, EffectModel, sigmoid
 
 _EPS = 1e-7
 
@@ -75,8 +75,8 @@ TERMS["response"] = ResponseTerm.from_bytes
 @dataclass(frozen=True)
 class FittedResponse:
     """`oof` (n,) calibrated probabilities of every row of X, each by the folds' models that did
-    not see its customer; `rounds`, the trees that early stopping chose; `model`, the mean over
-    the folds."""
+    not see its customer; `rounds`, the trees that early stopping chose; `model`, of all
+    rows."""
 
     model: ResponseModel
     oof: FloatArray
@@ -95,7 +95,7 @@ def fit_response(
     fitted = cross_fit(data, rows, y, fold, settings, binary=True, link="identity")
     log_odds = fitted.out_of_fold(X, fold, settings.threads)
     slope, intercept = platt(log_odds[rows], y)
-    model = ResponseModel(mean_model(fitted.models), slope, intercept)
+    model = ResponseModel(fitted.full, slope, intercept)
     return FittedResponse(model, sigmoid(intercept + slope * log_odds), fitted.rounds)
 
 

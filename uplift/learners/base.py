@@ -9,16 +9,19 @@ from typing import ClassVar
 
 import numpy as np
 
+from uplift.boosting import CrossFit
 from uplift.data import FloatArray
-from uplift.effects import EffectModel, mean_model
+from uplift.effects import EffectModel
 from uplift.errors import DesignError
-from uplift.nuisances import Problem
+from uplift.nuisances import Problem, side_by_side
+
+Models = tuple[tuple[EffectModel, ...], EffectModel]
 
 
 @dataclass(frozen=True)
 class Fitted:
     """`oof` (n, K) effects of the training rows, each by the model that did not see its
-    customer; `model`, the mean of the folds' models, which is what is served."""
+    customer; `model`, learned from all training rows, which is what is served."""
 
     name: str
     oof: FloatArray
@@ -38,8 +41,8 @@ class Learner(ABC):
     outcomes: ClassVar[frozenset[str]] = frozenset({"binary", "money"})
 
     @abstractmethod
-    def fold_models(self, problem: Problem) -> list[EffectModel]:
-        """One model per fold, learned from the rows outside it."""
+    def cross_fit(self, problem: Problem) -> Models:
+        """One model per fold, learned from the rows outside it, and one of all rows."""
 
     def fit(self, problem: Problem) -> Fitted:
         """Cross-fit. Raises DesignError for an arm without rows or an outcome it cannot learn."""
@@ -56,12 +59,12 @@ class Learner(ABC):
                 f"no exposure has the arms {', '.join(empty[:5])}: an effect needs exposures. "
                 "Remove them from `offers`, or add their exposures."
             )
-        models = self.fold_models(problem)
+        models, full = self.cross_fit(problem)
         oof = np.empty((len(problem.data), problem.data.n_arms))
         for f, model in enumerate(models):
             held = problem.fold == f
             oof[held] = model.predict(problem.data.X[held], problem.settings.threads)
-        return Fitted(self.name, oof, mean_model(models))
+        return Fitted(self.name, oof, full)
 
 
 LEARNERS: dict[str, type[Learner]] = {}
@@ -82,11 +85,6 @@ def make_learner(name: str) -> Learner:
     return LEARNERS[name]()
 
 
-def per_arm(
-    problem: Problem, fit_arm: Callable[[int], tuple[EffectModel, ...]]
-) -> list[EffectModel]:
-    """Side by side, per fold, the single-output models that `fit_arm(k)` gives for each fold."""
-    from uplift.nuisances import stack
-
-    columns = [fit_arm(k) for k in range(1, problem.data.n_arms + 1)]
-    return [stack([column[f] for column in columns]) for f in range(problem.folds)]
+def per_arm(problem: Problem, fit_arm: Callable[[int], CrossFit]) -> Models:
+    """Side by side what `fit_arm(k)` gives for each arm k = 1..K."""
+    return side_by_side([fit_arm(k) for k in range(1, problem.data.n_arms + 1)])

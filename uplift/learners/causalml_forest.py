@@ -15,7 +15,7 @@ import numpy as np
 
 from uplift.data import FloatArray, IntArray
 from uplift.effects import EffectModel, ForestTerm
-from uplift.learners.base import Learner, learner
+from uplift.learners.base import Learner, Models, learner
 from uplift.nuisances import Problem
 
 ROWS = 10_000
@@ -31,12 +31,12 @@ class CausalmlForest(Learner):
     title = "causalml's uplift or causal forest"
     nuisances = frozenset({"assignment"})
 
-    def fold_models(self, problem: Problem) -> list[EffectModel]:
-        models = []
-        for f in range(problem.folds):
+    def cross_fit(self, problem: Problem) -> Models:
+        forests = []
+        for f in range(problem.folds + 1):  # the last one sees the rows of every fold
             rng = np.random.default_rng([problem.seed, f])
-            models.append(self._forest(problem, np.flatnonzero(problem.fold != f), rng))
-        return models
+            forests.append(self._forest(problem, np.flatnonzero(problem.fold != f), rng))
+        return tuple(forests[:-1]), forests[-1]
 
     @staticmethod
     def _forest(problem: Problem, rows: IntArray, rng: np.random.Generator) -> EffectModel:

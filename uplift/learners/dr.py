@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from uplift.boosting import cross_fit
-from uplift.effects import EffectModel
-from uplift.learners.base import Learner, learner, per_arm
+from uplift.boosting import CrossFit, cross_fit
+from uplift.learners.base import Learner, Models, learner, per_arm
 from uplift.nuisances import Problem
 
 
@@ -17,12 +16,12 @@ class DRLearner(Learner):
     title = "DR: doubly robust contrast"
     nuisances = frozenset({"mu", "assignment"})
 
-    def fold_models(self, problem: Problem) -> list[EffectModel]:
+    def cross_fit(self, problem: Problem) -> Models:
         return per_arm(problem, lambda k: self._arm(problem, k))
 
     @staticmethod
-    def _arm(problem: Problem, k: int) -> tuple[EffectModel, ...]:
+    def _arm(problem: Problem, k: int) -> CrossFit:
         rows, contrast, weight = problem.contrast(k)
         return cross_fit(
             problem.binned, rows, contrast, problem.fold, problem.settings, weight=weight
-        ).models
+        )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from uplift.boosting import cross_fit
-from uplift.effects import EffectModel
-from uplift.learners.base import Learner, learner, per_arm
+from uplift.boosting import CrossFit, cross_fit
+from uplift.learners.base import Learner, Models, learner, per_arm
 from uplift.nuisances import Problem
 
 
@@ -19,11 +18,11 @@ class RLearner(Learner):
     title = "R: residual on residual"
     nuisances = frozenset({"mu", "assignment"})
 
-    def fold_models(self, problem: Problem) -> list[EffectModel]:
+    def cross_fit(self, problem: Problem) -> Models:
         return per_arm(problem, lambda k: self._arm(problem, k))
 
     @staticmethod
-    def _arm(problem: Problem, k: int) -> tuple[EffectModel, ...]:
+    def _arm(problem: Problem, k: int) -> CrossFit:
         data, mu = problem.data, problem.mu
         e = data.assignment
         rows = np.flatnonzero(((data.arm == 0) | (data.arm == k)) & (e[:, k] > 0))
@@ -38,4 +37,4 @@ class RLearner(Learner):
             problem.settings,
             weight=residual**2 / np.mean(residual**2),
             valid=problem.contrast(k),
-        ).models
+        )

@@ -6,7 +6,7 @@ import numpy as np
 
 from uplift.boosting import Binned, cross_fit
 from uplift.effects import BoosterTerm, EffectModel, Term
-from uplift.learners.base import Learner, learner
+from uplift.learners.base import Learner, Models, learner
 from uplift.nuisances import Problem
 
 
@@ -19,7 +19,7 @@ class SLearner(Learner):
     title = "S: one model, arm as a feature"
     nuisances = frozenset()
 
-    def fold_models(self, problem: Problem) -> list[EffectModel]:
+    def cross_fit(self, problem: Problem) -> Models:
         data, arms = problem.data, problem.data.n_arms
         indicators = np.zeros((len(data), arms), dtype=np.float32)
         treated = data.arm > 0
@@ -35,7 +35,8 @@ class SLearner(Learner):
             problem.settings,
             binary=problem.binary,
         )
-        return [self._effects(model, arms) for model in fitted.models]
+        effects = [self._effects(model, arms) for model in (*fitted.models, fitted.full)]
+        return tuple(effects[:-1]), effects[-1]
 
     @staticmethod
     def _effects(model: EffectModel, arms: int) -> EffectModel:

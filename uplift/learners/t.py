@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from uplift.effects import EffectModel
-from uplift.learners.base import Learner, learner
+from uplift.learners.base import Learner, Models, learner
 from uplift.nuisances import Problem, against_control
 
 
@@ -15,5 +14,6 @@ class TLearner(Learner):
     title = "T: a model per arm"
     nuisances = frozenset({"mu"})
 
-    def fold_models(self, problem: Problem) -> list[EffectModel]:
-        return [against_control(means) for means in problem.arm_means]
+    def cross_fit(self, problem: Problem) -> Models:
+        folds = tuple(against_control(means) for means in problem.arm_means)
+        return folds, against_control(problem.full_means)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from uplift.boosting import cross_fit
+from uplift.boosting import CrossFit, cross_fit
 from uplift.effects import EffectModel
-from uplift.learners.base import Learner, learner, per_arm
+from uplift.learners.base import Learner, Models, learner, per_arm
 from uplift.nuisances import Problem
 
 
@@ -23,11 +23,11 @@ class XLearner(Learner):
     title = "X: imputed effects of both arms"
     nuisances = frozenset({"mu", "assignment"})
 
-    def fold_models(self, problem: Problem) -> list[EffectModel]:
+    def cross_fit(self, problem: Problem) -> Models:
         return per_arm(problem, lambda k: self._arm(problem, k))
 
     @staticmethod
-    def _arm(problem: Problem, k: int) -> tuple[EffectModel, ...]:
+    def _arm(problem: Problem, k: int) -> CrossFit:
         data, mu, y = problem.data, problem.mu, problem.target
         eligible, contrast, weight = problem.contrast(k)
         share = float(
@@ -52,9 +52,12 @@ class XLearner(Learner):
                 (treated, y[treated] - mu[treated, 0]),
             )
         ]
-        return tuple(
-            blend(zero, one, share)
-            for zero, one in zip(parts[0].models, parts[1].models, strict=True)
+        zero, one = parts
+        pairs = zip(zero.models, one.models, strict=True)
+        return CrossFit(
+            tuple(blend(a, b, share) for a, b in pairs),
+            blend(zero.full, one.full, share),
+            max(zero.rounds, one.rounds),
         )
 
 
