@@ -344,3 +344,23 @@ def test_an_offer_of_another_kind_under_the_same_name_is_refused() -> None:
     raw["offers"][0]["params"] = {"off": 6.0}
     with pytest.raises(ConfigError, match=r"offers\.0\.params.*fix5.*configs/demo\.yaml"):
         open_source(validate(raw)).tables()
+
+
+def test_the_document_names_every_parameter() -> None:
+    text = (ROOT / "docs" / "simulated-shop.md").read_text(encoding="utf-8")
+    rows = {tuple(line.split("|")[1:3]) for line in text.splitlines() if line.startswith("|")}
+    told = {
+        name.strip(): value.strip()
+        for names, values in rows
+        for name, value in zip(names.split(","), values.split(", "), strict=False)
+    }
+    for name, value in vars(WORLD).items():
+        if name == "end":
+            assert told[name] == value
+        elif name not in ("waves", "coupons"):
+            numbers = list(value) if isinstance(value, tuple) else [value]
+            assert [float(part) for part in told[name].split(" to ")] == numbers, name
+    for coupon in WORLD.coupons:
+        numbers = (coupon.gain_base, coupon.gain_match, coupon.stretch, coupon.annoyance)
+        row = " | ".join(f"{x:g}" if x == 0 else f"{x:.2f}" for x in numbers[:3])
+        assert f"| {coupon.coupon_id} | {coupon.kind} | {row} | {numbers[3]} |" in text
