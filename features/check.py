@@ -73,10 +73,10 @@ def inspect(config: Config) -> tuple[list[Problem], Mapping[str, Mapping[str, in
 
 
 class _Collector(logging.Handler):
-    """Turns what the sources say in the log into notes."""
+    """Turns what the sources warn of in the log into notes."""
 
     def __init__(self, problems: Problems) -> None:
-        super().__init__(logging.INFO)
+        super().__init__(logging.WARNING)
         self.problems = problems
 
     def emit(self, record: logging.LogRecord) -> None:

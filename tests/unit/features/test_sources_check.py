@@ -78,6 +78,14 @@ def test_good_data_has_no_error_and_no_warning(capsys: pytest.CaptureFixture[str
     assert "0 errors, 0 warnings" in out
 
 
+def test_what_is_left_out_is_a_note() -> None:
+    save(transactions=lines(400).assign(colour="red"), exposures=waves())
+    Path("t/prices.csv").write_text("a,b")
+    notes = texts(config(), "note")
+    assert has(notes, "transactions: columns kept out: colour")
+    assert has(notes, "t: not a table, left alone: prices.csv")
+
+
 def test_every_problem_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     bad = lines(100).astype(object)
     bad.loc[0:9, "amount"] = "x"
