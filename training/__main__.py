@@ -40,6 +40,7 @@ def _train(config: Config, path: str) -> None:
     with progress_lines(total=12) as progress:
         training = run(config, progress)
         from training.figures import all_figures
+        from training.rows import save_rows
         from training.tracking import log_training
 
         subtitle = f"{config.name}, {config.source.kind}"
@@ -66,6 +67,16 @@ def _train(config: Config, path: str) -> None:
             training.verdict,
             figures,
         )
+        if training.tables.simulated:
+            save_rows(
+                config.name,
+                registered.run_id,
+                training.tables.digest,
+                training.dataset,
+                training.models,
+                training.evaluation,
+                training.verdict,
+            )
         progress("logged to MLflow")
     print(summary(training, config))
     verdict = training.verdict

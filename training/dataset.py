@@ -14,6 +14,7 @@ from typing import Any
 
 import ibis
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from features.build import build_features
@@ -33,14 +34,15 @@ class Dataset:
     """What training learns from, and what was found on the way.
 
     redeemed  (n,) 1 where the exposure's coupon was redeemed in its window
-    campaign  (n,) campaign ids
+    campaign, exposure  (n,) ids
     features  names computed from tables; `given`, those taken as they are
     estimated True where assignment probabilities were estimated (not randomised)
     """
 
     training: TrainingSet
     redeemed: FloatArray
-    campaign: np.ndarray[Any, np.dtype[np.object_]]
+    campaign: npt.NDArray[np.object_]
+    exposure: npt.NDArray[np.object_]
     frozen: FrozenValues
     features: tuple[str, ...]
     given: tuple[str, ...]
@@ -128,6 +130,7 @@ def build_dataset(tables: Tables, config: Config, offers: tuple[Offer, ...]) -> 
         training,
         rows["redeemed"].to_numpy(dtype=float),
         rows["campaign_id"].to_numpy(dtype=object),
+        rows["exposure_id"].to_numpy(dtype=object),
         frozen,
         tuple(names),
         tuple(given),
