@@ -73,9 +73,7 @@ def build_features(
         with Scratch(tables.con) as scratch:
             loaded = load_spine(spine, config.timezone, scratch)
             work = Workbench(tables, loaded, config, frozen, scratch)
-            table = _assemble(work, computed).to_pyarrow()
-        table = table.sort_by("row")
-        columns = {f.name: _column(table[f.name], f) for f in computed}
+            columns = compute(work, computed)
     for name in wanted:
         if name in missing:
             columns[name] = _null(CATALOGUE[name], len(spine))
@@ -90,6 +88,12 @@ def present_tables(tables: Tables, config: Config) -> set[str]:
     names = ("transactions", "exposures", "events", "customers")
     present = {name for name in names if getattr(tables, name) is not None}
     return present | ({"offers"} if config.offers else set())
+
+
+def compute(work: Workbench, features: Sequence[Feature]) -> dict[str, pd.Series[Any]]:
+    """Columns of features (a `closure`, all of whose tables are present) in the spine's order."""
+    table = _assemble(work, features).to_pyarrow().sort_by("row")
+    return {f.name: _column(table[f.name], f) for f in features}
 
 
 def _assemble(work: Workbench, features: Sequence[Feature]) -> ir.Table:

@@ -12,16 +12,18 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from features.build import build_features, present_tables
+from features.build import compute, present_tables
 from features.config import Config
 from features.errors import DataError
 from features.grains import Workbench, offers, order_days
+from features.registry import closure
 from features.spine import Scratch, load_spine, naive_utc, seen_customers
 from features.tables import Tables
 
 DEFAULT_GAP_DAYS = 30.0
 HIGH_SPEND_QUANTILE = 0.80
 TERCILES = (1 / 3, 2 / 3)
+CUT_FEATURES = ("spend_total", "orders_total", "recency_days", "order_days_365d", "spend_365d")
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def fit_frozen(tables: Tables, at: datetime, config: Config) -> FrozenValues:
                 matured, responded = (sums[c][0].as_py() for c in ("matured", "responded"))
                 if matured:
                     values["response_rate"] = _round(responded / matured)
-        values |= _cuts(tables, spine, config)
+            values |= _cuts(work)
     at_utc = moment.replace(tzinfo=UTC)
     digest = hashlib.sha256(FrozenValues("", at_utc, **values).to_json().encode()).hexdigest()
     return FrozenValues(f"{moment:%Y%m%d}-{digest[:8]}", at_utc, **values)
@@ -125,9 +127,8 @@ def _gaps(row: npt.NDArray[np.int64], day: npt.NDArray[np.int64]) -> npt.NDArray
     return gaps
 
 
-def _cuts(tables: Tables, spine: pd.DataFrame, config: Config) -> dict[str, Any]:
-    names = ["spend_total", "orders_total", "recency_days", "order_days_365d", "spend_365d"]
-    frame = build_features(tables, spine, names, config, FrozenValues()).frame
+def _cuts(work: Workbench) -> dict[str, Any]:
+    frame = pd.DataFrame(compute(work, closure(CUT_FEATURES)))
     buyers = frame.loc[frame["orders_total"] > 0, "spend_total"]
     recent = frame[frame["order_days_365d"] > 0]
     cuts: dict[str, Any] = {}
