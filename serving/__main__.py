@@ -195,13 +195,14 @@ def _score(config: Config, options: argparse.Namespace) -> int:
     if given:
         config = load_config(options.config, [*options.set, *given])
     moment = config.as_of(parse_time(options.as_of, "--as-of") if options.as_of else None)
+    salt = load_salt()
     model = resolve(config)
     bundle = model.bundle
     if options.features is not None:
         population = from_features(options.features, config, bundle, moment, threads=0)
     else:
         population = from_source(config, bundle, moment, threads=0)
-    print(summary(write_decisions(population, model, config, load_salt(), options.out)))
+    print(summary(write_decisions(population, model, config, salt, options.out)))
     return 0
 
 

@@ -27,12 +27,15 @@ class Campaign:
     """The rules that turn scores into decisions. Money in currency.
 
     offered: (K,) arms that may be sent: kept by the bundle and active in the configuration.
+    sends_nothing: the bundle keeps none of the active arms, since no policy was shown to earn its
+    cost. Then holdouts are drawn as ever, nothing is explored, and the rest are below threshold.
     version: changes whenever a rule changes.
     """
 
     campaign_id: str
     window_id: int
     offered: tuple[bool, ...]
+    sends_nothing: bool
     valid_days: tuple[int, ...]
     shares: Shares
     budget: float | None
@@ -43,23 +46,31 @@ class Campaign:
     def of(cls, config: Config, bundle: ScoringBundle, window_id: int = 0) -> Campaign:
         """The campaign called `name`, which exists from the configuration."""
         ours = {offer.coupon_id: offer for offer in config.offers}
-        offered = tuple(
-            kept and arm in ours and ours[arm].active
-            for arm, kept in zip(bundle.arms, bundle.offered, strict=True)
-        )
+        active = tuple(arm in ours and ours[arm].active for arm in bundle.arms)
+        kept = tuple(a and k for a, k in zip(active, bundle.offered, strict=True))
+        silent = any(active) and not any(kept)
         days = tuple(ours[arm].valid_days if arm in ours else 0 for arm in bundle.arms)
         policy = config.policy
         return cls(
             campaign_id=config.name,
             window_id=window_id,
-            offered=offered,
+            offered=active if silent else kept,
+            sends_nothing=silent,
             valid_days=days,
             shares=Shares(
-                policy.holdout_share, policy.exploration_share, policy.global_holdout_share
+                policy.holdout_share,
+                0.0 if silent else policy.exploration_share,
+                policy.global_holdout_share,
             ),
             budget=policy.budget,
             min_profit=policy.min_incremental_profit,
             version=config_digest(config, ("offers", "policy", "contact"))[:8],
+        )
+
+    def worth(self, reward: FloatArray) -> FloatArray:
+        """(n, K) the profit to decide by: below any threshold where the policy sends nothing."""
+        return (
+            np.full_like(reward, min(self.min_profit, 0.0) - 1.0) if self.sends_nothing else reward
         )
 
     def with_shares(self, shares: Shares) -> Campaign:
@@ -102,7 +113,7 @@ def decide_all(population: Population, campaign: Campaign, salt: Salt) -> Decisi
     moment = np.datetime64(population.as_of.replace(tzinfo=None), "us")
     return decide(
         population.customer_id.astype(str).tolist(),
-        reward,
+        campaign.worth(reward),
         cost,
         shares=campaign.shares,
         salt=salt.value,

@@ -77,6 +77,7 @@ class MlflowRegistry:
         return Registered(str(found.version), found.tags.get(SHA256_TAG))
 
     def download(self, name: str, version: str, into: Path) -> Path:
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         import mlflow.artifacts
 
         # For the address of a registered model, MLflow looks at the process's tracking server.

@@ -135,7 +135,7 @@ class SnapshotInfo(Struct, frozen=True):
 class ModelAnswer(Struct, frozen=True):
     """The model that is served. `degraded` says what a careful reader must know of it:
     `registry_unreachable`, `bundle_rejected`, `fixed_as_of`, `simulated_data`,
-    `features_missing`, `offers_untrained`."""
+    `features_missing`, `offers_untrained`, `policy_sends_nothing`."""
 
     model_name: str
     alias: str

@@ -89,6 +89,7 @@ def write_decisions(
         "gap": certificate.gap,
         "exploration_cost": certificate.exploration_spend,
         "shares": vars(made.shares),
+        "policy": model.bundle.policy,
         "model_name": model.name,
         "model_version": model.version,
         "bundle_sha256": model.sha256,
@@ -175,6 +176,7 @@ def summary(written: DecisionsFile) -> str:
     lines = [f"{m['rows']:,} customers decided as of {m['as_of']}, {m['offers']:,} offers"]
     if m["simulated"]:
         lines.append("  the shop is simulated: no real customer stands behind these rows")
+    lines.append(f"  by {m['policy']}, version {m['model_version']} of {m['model_name']}:")
     lines += [f"  {count:>9,}  {arm}" for arm, count in m["offers_by_coupon"].items()]
     lines += [
         f"expected cost      {m['expected_cost']:,.2f} {money} of {budget}",

@@ -71,6 +71,8 @@ class Scorer:
             found.append("features_missing")
         if untrained_offers(self.config, self.model.bundle):
             found.append("offers_untrained")
+        if self.campaign.sends_nothing:
+            found.append("policy_sends_nothing")
         return found
 
     def answer(
@@ -176,7 +178,7 @@ class Scorer:
         reason[~known] = Reason.UNKNOWN_CUSTOMER
         return decide(
             ids,
-            reward,
+            campaign.worth(reward),
             cost,
             shares=campaign.shares,
             salt=self.salt.value,

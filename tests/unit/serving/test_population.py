@@ -19,12 +19,14 @@ from serving.population import (
     from_features,
     from_source,
 )
+from serving.score import write_decisions
 from tests.unit.serving.small_shop import (
     AS_OF,
     CAPPED,
     NO_ORDERS,
     OFFERS,
     REFUSED,
+    SALT,
     SILENT,
     UNSUBSCRIBED,
     Shop,
@@ -123,6 +125,37 @@ class TestRules:
 def test_before_the_first_transaction_there_is_a_clear_answer(shop: Shop) -> None:
     with pytest.raises(DataError, match="Give a later --as-of"):
         from_source(shop.config, shop.model.bundle, AS_OF - timedelta(days=9999), threads=1)
+
+
+def test_a_wide_experiment_gives_its_customers_and_their_given_columns(
+    shop: Shop, tmp_path: Path
+) -> None:
+    pd.DataFrame(
+        {
+            "customer_id": ["b", "a", "c", "b"],
+            "campaign_id": "once",
+            "assigned_at": ["2025-11-01", "2025-11-02", "2026-02-01", "2025-12-01"],
+            "arm": ["c5", "control", "p10", "p10"],
+            "recency_days": [1.0, 2.0, 3.0, 4.0],
+            "order_days_365d": [1, 2, 3, 4],
+            "spend_365d": [9.5, 8.5, 7.5, 6.5],
+            "channel_favourite_365d": ["app", "store", "app", None],
+        }
+    ).to_csv(tmp_path / "exposures.csv", index=False)
+    given = list(shop.model.bundle.schema.names)
+    config = make_config(
+        tmp_path, features={"set": [], "given": given}, contact={"assume_consent": True}
+    )
+    wide = replace(shop.model.bundle, features={"names": [], "given": given})
+    people = from_source(config, wide, AS_OF, threads=1)
+    # c comes after the moment; b's latest row before it counts.
+    assert people.customer_id.tolist() == [b"a", b"b"]
+    assert people.X[:, :3].tolist() == [[2.0, 2.0, 8.5], [4.0, 4.0, 6.5]]
+    assert people.tier.texts().tolist() == [None, None]
+    assert people.consent.all()
+    written = write_decisions(people, shop.model, config, SALT, tmp_path / "d.parquet")
+    frame = pd.read_parquet(written.path)
+    assert frame["tier"].isna().all()
 
 
 def test_labels_come_back() -> None:

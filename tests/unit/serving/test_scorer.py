@@ -214,6 +214,27 @@ class TestReasons:
             assert (d.action == "none") == (d.arm == "control") == (d.coupon_id is None)
 
 
+def test_a_policy_that_sends_nothing_still_holds_out_and_explores_nothing(shop: Shop) -> None:
+    silent = replace(shop.model.bundle, offered=(False, False), policy="fallback_no_offer")
+    model = replace(shop.model, bundle=silent)
+    made = decide_all(shop.population, Campaign.of(shop.config, silent), SALT)
+    shares = replace(shop.snapshot, shares=made.shares)
+    scorer = shop.scorer(model=model, snapshot=shares)
+    answers = _answer(scorer, ALL).decisions
+    reasons = {d.reason for d in answers}
+    assert reasons == {"no_consent", "contact_cap", "holdout", "below_threshold"}
+    assert [d.reason for d in answers] == made.reason.tolist()
+    assert {d.action for d in answers} == {"none"}
+    assert {d.assignment_prob for d in answers} == {1.0}
+    assert "policy_sends_nothing" in scorer.degraded
+
+
+def test_an_arm_that_a_fallback_leaves_out_is_not_even_explored(shop: Shop) -> None:
+    one = replace(shop.model.bundle, offered=(False, True))
+    answers = _answer(shop.scorer(model=replace(shop.model, bundle=one)), ALL).decisions
+    assert {d.arm for d in answers} == {"control", "p10"}
+
+
 def test_a_coupon_the_model_never_saw_is_not_sent_and_is_told(shop: Shop) -> None:
     new = [*OFFERS, {"coupon_id": "new", "kind": "fixed_off", "params": {"off": 9.0}}]
     scorer = shop.scorer(config=make_config(shop.root / "tables", offers=new))
