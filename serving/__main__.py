@@ -164,6 +164,7 @@ def _refuse_taken(host: str, port: int) -> None:
 def _snapshot(config: Config, options: argparse.Namespace) -> int:
     from serving.load import resolve
     from serving.salt import load_salt
+    from serving.score import SIMULATED
     from serving.snapshot import build_snapshot
 
     salt = load_salt()
@@ -172,7 +173,7 @@ def _snapshot(config: Config, options: argparse.Namespace) -> int:
     m = snapshot.manifest
     print(f"snapshot {snapshot.snapshot_id}: {m['rows']:,} customers as of {m['as_of']}")
     if m["simulated"]:
-        print("  the shop is simulated: no real customer stands behind these rows")
+        print(f"  {SIMULATED}")
     print(f"  shadow price {snapshot.shadow_price:.4f}, reasons {m['reasons']}")
     for note in m["notes"]:
         print(f"  note: {note}")

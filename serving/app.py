@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from features.config import ID_PATTERN
@@ -105,6 +105,8 @@ class Envelope:
 
         try:
             await self.app(scope, receive, sending)
+        except ClientDisconnect:
+            status = status or 499  # Nobody is left to answer.
         except Exception:
             log.exception("defect in request %s", request_id)
             if status:

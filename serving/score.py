@@ -26,6 +26,7 @@ from serving.salt import Salt
 from uplift.policy import Decisions
 
 METADATA = b"persuadables"
+SIMULATED = "The shop is simulated: no real customer stands behind these rows."
 SUFFIXES = (".parquet", ".csv")
 
 
@@ -98,11 +99,7 @@ def write_decisions(
         "salt_fingerprint": salt.fingerprint,
         "degraded": list(model.degraded),
         "simulated": population.simulated,
-        "notes": [
-            *(["The shop is simulated: no real customer stands behind these rows."]
-              if population.simulated else []),
-            *population.notes,
-        ],
+        "notes": _notes(population, campaign, made),
         "rows_sha256": hashlib.sha256(content.getbuffer()).hexdigest(),
     }  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -168,6 +165,20 @@ def decisions_table(
     return pa.table(columns)
 
 
+def _notes(population: Population, campaign: Campaign, made: Decisions) -> list[str]:
+    notes = list(population.notes)
+    if population.simulated:
+        notes.insert(0, SIMULATED)
+    wished, used = campaign.shares.exploration, made.shares.exploration
+    if used < wished:
+        notes.append(
+            f"explored a share of {used:g} in place of {wished:g}: more might pass the budget"
+        )
+    if campaign.sends_nothing:
+        notes.append("no policy was shown to earn its cost, so nothing is sent")
+    return notes
+
+
 def summary(written: DecisionsFile) -> str:
     """What the command prints: who gets what, and at what cost."""
     m = written.manifest
@@ -175,7 +186,7 @@ def summary(written: DecisionsFile) -> str:
     budget = "no limit" if m["budget"] is None else f"{m['budget']:,.2f} {money}"
     lines = [f"{m['rows']:,} customers decided as of {m['as_of']}, {m['offers']:,} offers"]
     if m["simulated"]:
-        lines.append("  the shop is simulated: no real customer stands behind these rows")
+        lines.append(f"  {SIMULATED}")
     lines.append(f"  by {m['policy']}, version {m['model_version']} of {m['model_name']}:")
     lines += [f"  {count:>9,}  {arm}" for arm, count in m["offers_by_coupon"].items()]
     lines += [
@@ -187,7 +198,7 @@ def summary(written: DecisionsFile) -> str:
         "reasons            "
         + ", ".join(f"{reason} {count:,}" for reason, count in m["reasons"].items()),
     ]
-    lines += [f"note: {note}" for note in m["notes"] if not note.startswith("The shop is sim")]
+    lines += [f"note: {note}" for note in m["notes"] if note != SIMULATED]
     lines += [f"degraded: {', '.join(m['degraded'])}"] if m["degraded"] else []
     return "\n".join([*lines, f"wrote {written.path} and {manifest_path(written.path).name}"])
 
@@ -200,7 +211,7 @@ def _csv(table: pa.Table) -> bytes:
             frame[field.name] = frame[field.name].dt.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         elif pa.types.is_string(field.type):
             text = frame[field.name].astype(object)
-            risky = text.str.match(r"[=+\-@\t\r\n\0]", na=False)
+            risky = text.str.match(r"[=+\-@\t\r\n\0＝＋－＠]", na=False)
             frame[field.name] = text.where(~risky, "'" + text)
     text = frame.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\r\n")
     return str(text).encode()

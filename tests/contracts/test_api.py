@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -107,9 +109,15 @@ def test_every_reference_resolves() -> None:
     assert set(re.findall(r'"#/components/schemas/(\w+)"', text)) <= set(schemas)
 
 
+@functools.cache
+def document() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(DOCUMENT.read_text())
+    return found
+
+
 def conforms(value: Any, schema: dict[str, Any], where: str = "#") -> None:
     """A small JSON Schema check, with the words that the document uses."""
-    schemas = json.loads(DOCUMENT.read_text())["components"]["schemas"]
+    schemas = document()["components"]["schemas"]
     if "$ref" in schema:
         return conforms(value, schemas[schema["$ref"].rpartition("/")[2]], where)
     if "anyOf" in schema:
@@ -147,7 +155,7 @@ def conforms(value: Any, schema: dict[str, Any], where: str = "#") -> None:
 
 def documented(method: str, route: str, answer: httpx.Response) -> None:
     """The status is documented for the route, with this media type, and the body conforms."""
-    answers = json.loads(DOCUMENT.read_text())["paths"][route][method]["responses"]
+    answers = document()["paths"][route][method]["responses"]
     content = answers[str(answer.status_code)]["content"]
     conforms(answer.json(), content[answer.headers["content-type"]]["schema"])
 
@@ -440,14 +448,19 @@ def running(folder: Path, *more: str) -> Iterator[httpx.Client]:
         log.close()
 
 
-def test_a_restarted_server_gives_the_same_bytes(shop: Shop) -> None:
+@pytest.fixture
+def folder(shop: Shop, tmp_path: Path) -> Path:
+    """A working directory of its own, with the shop's bundle, for commands."""
+    shutil.copytree(shop.root / "data" / "bundles", tmp_path / "shop" / "data" / "bundles")
     raw = shop.config.model_dump(mode="json")
-    (shop.root / "spring.yaml").write_text(yaml.safe_dump(raw))
-    # The file's snapshot has the tests' salt; the server makes its own.
-    (shop.root / "data/snapshots/spring/CURRENT").unlink()
+    (tmp_path / "shop" / "spring.yaml").write_text(yaml.safe_dump(raw))
+    return tmp_path / "shop"
+
+
+def test_a_restarted_server_gives_the_same_bytes(folder: Path) -> None:
     found, single = [], []
     for _ in range(2):
-        with running(shop.root) as client:
+        with running(folder) as client:
             answer = post(client, asked(*IDS), **{"x-request-id": "again"})
             assert answer.status_code == 200
             found.append(re.sub(rb'"decided_at":"[^"]*"', b"", answer.content))
@@ -496,18 +509,51 @@ def test_bad_input_is_one_message_and_exit_code_2(
     assert shown.count("error:") == 1
 
 
+def test_a_taken_port_is_told_before_any_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        assert main(["api", "--config", "spring.yaml", "--port", port]) == 2
+    assert "--port: expected a free port" in capsys.readouterr().err
+
+
+def test_a_client_that_leaves_is_no_defect(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    async def leave() -> None:
+        scope = {
+            "type": "http", "method": "POST", "path": "/v1/decisions", "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+        }  # fmt: skip
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            raise AssertionError("nobody is there")
+
+        await create_app(Holder(shop.scorer()))(scope, receive, send)
+
+    with caplog.at_level("INFO", logger="serving.requests"):
+        asyncio.run(leave())
+    assert [json.loads(r.message)["status"] for r in caplog.records] == [499]
+
+
 def test_score_from_the_command_line(
-    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shop: Shop,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     import pandas as pd
 
-    monkeypatch.chdir(shop.root)
+    monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    raw = shop.config.model_dump(mode="json")
-    Path("score.yaml").write_text(yaml.safe_dump(raw))
-    out = tmp_path / "d.parquet"
+    out = folder / "out" / "d.parquet"
     flags = ["--budget", "40", "--holdout-share", "0", "--exploration-share", "0"]
-    assert main(["score", "--config", "score.yaml", "--out", str(out), *flags]) == 0
+    assert main(["score", "--config", "spring.yaml", "--out", str(out), *flags]) == 0
     assert "of 40.00 EUR" in capsys.readouterr().out
     frame = pd.read_parquet(out)
     assert not frame["is_holdout"].any()
@@ -515,8 +561,8 @@ def test_score_from_the_command_line(
     assert 30 < frame["expected_cost"].sum() <= 40
     scored = shop.population.scores.cate[:, 0]
     assert frame["cate_c5"].to_numpy().tobytes() == scored.tobytes()
-    assert main(["score", "--config", "score.yaml", "--out", str(out), "--budget", "-1"]) == 2
+    assert main(["score", "--config", "spring.yaml", "--out", str(out), "--budget", "-1"]) == 2
     assert "policy.budget" in capsys.readouterr().err
     early = ["--as-of", "2001-01-01"]
-    assert main(["score", "--config", "score.yaml", "--out", str(out), *early]) == 2
+    assert main(["score", "--config", "spring.yaml", "--out", str(out), *early]) == 2
     assert "Give a later --as-of" in capsys.readouterr().err

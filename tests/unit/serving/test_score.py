@@ -134,6 +134,16 @@ def test_the_summary_says_what_was_spent(shop: Shop, tmp_path: Path) -> None:
     assert "simulated" not in text
 
 
+def test_a_budget_that_cannot_bear_the_exploration_lowers_it_and_says_so(
+    shop: Shop, tmp_path: Path
+) -> None:
+    config = make_config(shop.root / "tables", policy={"budget": 30, "exploration_share": 0.5})
+    written = write_decisions(shop.population, shop.model, config, SALT, tmp_path / "d.parquet")
+    assert written.manifest["shares"]["exploration"] < 0.5
+    assert written.manifest["expected_cost"] <= 30
+    assert "in place of 0.5: more might pass the budget" in summary(written)
+
+
 @pytest.mark.parametrize("name", ["d.xlsx", "d", "folder.parquet", "a.file/d.csv"])
 def test_a_path_that_cannot_be_written_is_refused(shop: Shop, tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.parquet").mkdir()
