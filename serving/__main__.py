@@ -117,6 +117,7 @@ def _api(config: Config, options: argparse.Namespace) -> int:
     salt = load_salt()
     model = resolve(config)
     scorer = Scorer(model, ensure_snapshot(config, model, salt), config, salt)
+    scorer.warm_up()
     log.info(
         "model %s version %s, snapshot %s of %s customers as of %s",
         model.name,
