@@ -13,6 +13,7 @@ from features.config import Config
 from training.dataset import Dataset
 from training.fit import Models
 from uplift.bundle import Money, ScoringBundle
+from uplift.costs import calibrate_costs, calibrated
 from uplift.data import BoolArray, FloatArray, TrainingSet
 from uplift.effects import EffectModel
 from uplift.evaluation import (
@@ -92,9 +93,10 @@ def make_bundle(
     effects: EffectModel,
     policy: str,
     offered: tuple[bool, ...] | None = None,
-    info: Mapping[str, Any] | None = None,
+    calibration: FloatArray | None = None,
 ) -> ScoringBundle:
-    """The bundle that would serve these effects; `offered` defaults to the active offers."""
+    """The bundle that would serve these effects; `offered` defaults to the active offers, and
+    `calibration` of the costs to none."""
     active = tuple(offer.active for offer in models.offers)
     return ScoringBundle(
         schema=models.train.schema,
@@ -103,11 +105,13 @@ def make_bundle(
         policy=policy,
         effects=effects,
         costs=models.costs.model,
+        cost_calibration=np.tile([0.0, 1.0, 0.0], (len(active), 1))
+        if calibration is None
+        else calibration,
         response=models.response.model,
         money=money_of(config),
         frozen=json.loads(dataset.frozen.to_json()),
         features={"names": list(dataset.features), "given": list(dataset.given)},
-        info=dict(info or {}),
         golden=models.test.X[:: max(1, len(models.test) // 16)][:16],
     )
 
@@ -155,7 +159,8 @@ def evaluate(models: Models, dataset: Dataset, config: Config, population: int) 
     on_test = scored_rows(test, money, test_costs, money.mean_on(test.X), test.reward)
     candidates = []
     for name, fitted in models.learners.items():
-        bundle = make_bundle(models, dataset, config, fitted.model, name)
+        calibration = calibrate_costs(train, models.costs.oof, fitted.oof)
+        bundle = make_bundle(models, dataset, config, fitted.model, name, calibration=calibration)
         held = _out_of_fold(bundle, fitted.oof, models)
         validation = on_train.gain.gain(
             model_policy(held, per_row, config.policy.min_incremental_profit)
@@ -208,7 +213,8 @@ def _effects(matrix: ScoreMatrix, data: TrainingSet, names: list[str]) -> dict[s
 def _out_of_fold(bundle: ScoringBundle, cate: FloatArray, models: Models) -> Predictions:
     """Predictions for the training rows, each by models that did not see its customer."""
     contact = np.array([o.contact_cost for o in bundle.offers])
-    cost = np.maximum(models.costs.oof, contact)
+    cost = calibrated(bundle.cost_calibration, models.costs.oof, cate)
+    cost = np.maximum(cost, contact)
     return Predictions(
         bundle.money.reward(cate, cost, bundle.offers),
         cost,

@@ -22,6 +22,7 @@ from uplift.data import (
     draw_folds,
     split_clusters,
 )
+from uplift.effects import EffectModel
 from uplift.learners import Fitted, make_learner
 from uplift.nuisances import Problem, prepare
 from uplift.offers import Offer
@@ -30,8 +31,10 @@ from uplift.response import FittedResponse, fit_response
 Progress = Callable[[str], None]
 T = TypeVar("T")
 
-# Effects are fainter than outcomes: smaller trees with more rows to a leaf.
-OUTCOME_TREES: dict[str, Any] = {"rounds": 200, "num_leaves": 15, "min_child_samples": 50}
+# Effects are faint beside outcomes: small trees with many rows to a leaf.
+TREES: dict[str, Any] = {"rounds": 150, "num_leaves": 6}
+LEAVES_OF_ROWS = 300
+AVERAGE = "average"
 # An estimated probability is clipped; a known one never.
 CLIP = 0.01
 
@@ -58,8 +61,14 @@ class Models:
     offers: tuple[Offer, ...]
 
 
-def settings_of(config: Config) -> Settings:
-    return Settings(seed=config.training.seed, threads=config.training.threads, **OUTCOME_TREES)
+def settings_of(config: Config, rows: int) -> Settings:
+    """LightGBM settings for so many training rows."""
+    return Settings(
+        seed=config.training.seed,
+        threads=config.training.threads,
+        min_child_samples=max(20, rows // LEAVES_OF_ROWS),
+        **TREES,
+    )
 
 
 def fit_models(
@@ -69,11 +78,10 @@ def fit_models(
     data = dataset.training
     rng = np.random.default_rng(config.training.seed)
     is_test = split_clusters(data.cluster, config.training.test_share, rng)
-    settings = settings_of(config)
-    binned_rows = data.rows(~is_test)
-    fold = draw_folds(binned_rows.cluster, binned_rows.arm, config.training.folds, rng)
-    binned = Binned(binned_rows.X, data.schema.categorical, settings.threads)
-    train, test = binned_rows, data.rows(is_test)
+    train, test = data.rows(~is_test), data.rows(is_test)
+    settings = settings_of(config, len(train))
+    fold = draw_folds(train.cluster, train.arm, config.training.folds, rng)
+    binned = Binned(train.X, data.schema.categorical, settings.threads)
     if dataset.estimated:
         progress("assignment model (not randomised)")
         train, test = _estimate_assignment(train, test, binned, fold, settings)
@@ -94,6 +102,10 @@ def fit_models(
     learners: dict[str, Fitted] = {}
     for name in config.training.learners:
         learners[name] = with_clock(name, partial(make_learner(name).fit, outcome))
+    boosted = [fitted for name, fitted in learners.items() if name != "causalml_forest"]
+    if len(boosted) > 1:
+        learners[AVERAGE] = average(boosted)
+        seconds[AVERAGE] = sum(seconds[fitted.name] for fitted in boosted)
     costs = with_clock("costs", lambda: fit_costs(train, binned, fold, settings))
     control = np.flatnonzero(train.arm == 0)
     response = with_clock(
@@ -101,6 +113,17 @@ def fit_models(
         lambda: fit_response(binned, train.X, control, train.converted[control], fold, settings),
     )
     return Models(train, test, is_test, outcome, money, learners, seconds, costs, response, offers)
+
+
+def average(learners: list[Fitted]) -> Fitted:
+    """The mean of several learners' effects: their errors differ, so the mean is calmer."""
+    share = 1 / len(learners)
+    parts = [fitted.model.scaled(share) for fitted in learners]
+    model = EffectModel(
+        np.sum([part.constant for part in parts], axis=0),
+        tuple(term for part in parts for term in part.terms),
+    )
+    return Fitted(AVERAGE, np.mean([fitted.oof for fitted in learners], axis=0), model)
 
 
 class _Clock:

@@ -90,14 +90,12 @@ def _report(
     if name == "response" and held_out == "customers":
         model, rounds = models.response.model, models.response.rounds
     else:
-        train = data.rows(train_rows)
+        X, cluster = data.X[train_rows], data.cluster[train_rows]
         rng = np.random.default_rng(config.training.seed)
-        fold = draw_folds(train.cluster, train.arm, config.training.folds, rng)
-        settings = settings_of(config)
-        binned = Binned(train.X, train.schema.categorical, settings.threads)
-        fitted = fit_response(
-            binned, train.X, np.arange(len(train)), label[train_rows], fold, settings
-        )
+        fold = draw_folds(cluster, data.arm[train_rows], config.training.folds, rng)
+        settings = settings_of(config, len(X))
+        binned = Binned(X, data.schema.categorical, settings.threads)
+        fitted = fit_response(binned, X, np.arange(len(X)), label[train_rows], fold, settings)
         model, rounds = fitted.model, fitted.rounds
     y = label[test_rows]
     p = model.predict(data.X[test_rows], config.training.threads)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from uplift.costs import calibrated
 from uplift.data import Float32Array, FloatArray, Schema
 from uplift.effects import EffectModel
 from uplift.errors import BundleError
@@ -89,6 +90,7 @@ class ScoringBundle:
     policy: str
     effects: EffectModel
     costs: EffectModel
+    cost_calibration: FloatArray
     response: ResponseModel
     money: Money
     frozen: Mapping[str, Any]
@@ -114,7 +116,8 @@ class ScoringBundle:
         X = np.ascontiguousarray(X, dtype=np.float32)
         cate = self.effects.predict(X, threads)
         contact = np.array([o.contact_cost for o in self.offers])
-        cost = np.maximum(self.costs.predict(X, threads), contact)
+        cost = calibrated(self.cost_calibration, self.costs.predict(X, threads), cate)
+        cost = np.maximum(cost, contact)
         reward = self.money.reward(cate, cost, self.offers)
         return Scores(
             cate.astype(np.float32),
@@ -176,6 +179,7 @@ class ScoringBundle:
             "frozen": dict(self.frozen),
             "features": dict(self.features),
             "info": dict(self.info),
+            "cost_calibration": [[float(b) for b in row] for row in self.cost_calibration],
             "models": dict(specs),
         }
 
@@ -238,6 +242,7 @@ def _assemble(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> Scorin
         policy=manifest["policy"],
         effects=EffectModel.from_files(models["effects"], files),
         costs=EffectModel.from_files(models["costs"], files),
+        cost_calibration=np.asarray(manifest["cost_calibration"], dtype=np.float64),
         response=ResponseModel.from_files(models["response"], files),
         money=Money(**manifest["money"]),
         frozen=manifest["frozen"],

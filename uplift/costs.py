@@ -16,6 +16,8 @@ from uplift.data import FloatArray, IntArray, TrainingSet
 from uplift.effects import EffectModel
 from uplift.nuisances import stack
 
+MIN_ROWS = 100
+
 
 @dataclass(frozen=True)
 class FittedCosts:
@@ -41,3 +43,27 @@ def fit_costs(data: TrainingSet, binned: Binned, fold: IntArray, settings: Setti
         oof[:, k - 1] = predicted * ratios[k - 1]
         models.append(fitted.full.scaled(ratios[k - 1]))
     return FittedCosts(oof, stack(models), ratios)
+
+
+def calibrate_costs(data: TrainingSet, cost: FloatArray, cate: FloatArray) -> FloatArray:
+    """(K, 3) intercept and slopes of the paid cost on predicted cost and predicted effect.
+
+    cost, cate (n, K): out-of-fold predictions. Whoever is changed by an offer redeems it, so cost
+    and effect rise together; a cost model that is a little too smooth is then too low exactly for
+    the customers whom a policy chooses, and the budget would be passed. Regressing what was paid
+    on both makes the sum right for any choice that depends on them linearly.
+    """
+    out = np.tile([0.0, 1.0, 0.0], (data.n_arms, 1))
+    for k in range(data.n_arms):
+        rows = data.arm == k + 1
+        design = np.column_stack([np.ones(rows.sum()), cost[rows, k], cate[rows, k]])
+        if rows.sum() >= MIN_ROWS and np.linalg.matrix_rank(design) == design.shape[1]:
+            out[k] = np.linalg.lstsq(design, data.cost[rows], rcond=None)[0]
+    return out
+
+
+def calibrated(calibration: FloatArray, cost: FloatArray, cate: FloatArray) -> FloatArray:
+    """(n, K) costs from `calibrate_costs`, never below 0."""
+    b0, b1, b2 = calibration.T
+    out: FloatArray = np.maximum(b0 + b1 * cost + b2 * cate, 0.0)
+    return out
