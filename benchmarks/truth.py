@@ -35,7 +35,7 @@ FloatArray = npt.NDArray[np.float64]
 PER = 1000
 REGRESSION = {
     "objective": "regression",
-    "learning_rate": 0.05,
+    "learning_rate": 0.1,
     "num_leaves": 31,
     "min_child_samples": 50,
     "verbosity": -1,
@@ -43,7 +43,7 @@ REGRESSION = {
     "deterministic": True,
     "force_row_wise": True,
 }
-ROUNDS = 200
+ROUNDS = 100
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ Progress = Callable[[str], None]
 T = TypeVar("T")
 
 # Effects are faint beside outcomes: small trees with many rows to a leaf.
-TREES: dict[str, Any] = {"rounds": 150, "num_leaves": 6}
+TREES: dict[str, Any] = {"rounds": 100, "num_leaves": 6, "learning_rate": 0.08}
 LEAVES_OF_ROWS = 300
 AVERAGE = "average"
 # An estimated probability is clipped; a known one never.

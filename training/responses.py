@@ -1,6 +1,6 @@
 """Response models and their honest report: held out by customer, and in time where there is any.
 
-Each metric comes with an interval by a bootstrap over clusters.
+Each metric comes with a clustered interval: by its influence values, or by a bootstrap.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
+from scipy.stats import rankdata
+from sklearn.metrics import average_precision_score
 
 from features.config import Config
 from training.dataset import Dataset
@@ -17,10 +18,11 @@ from training.fit import Models, settings_of
 from training.targets import TARGETS, time_cut
 from uplift.boosting import Binned
 from uplift.data import BoolArray, FloatArray, IntArray, draw_folds
+from uplift.effects import sigmoid
 from uplift.response import ResponseModel, fit_response, platt
-from uplift.scores import Estimate
+from uplift.scores import Estimate, from_influence
 
-DRAWS = 200
+DRAWS = 100
 BINS = 10
 
 
@@ -99,7 +101,7 @@ def _report(
         model, rounds = fitted.model, fitted.rounds
     y = label[test_rows]
     p = model.predict(data.X[test_rows], config.training.threads)
-    metrics = bootstrap(y, p, data.cluster[test_rows], np.random.default_rng(config.training.seed))
+    metrics = measure(y, p, data.cluster[test_rows], np.random.default_rng(config.training.seed))
     return ResponseReport(
         name, held_out, len(y), int(y.sum()), rounds, metrics, deciles(y, p), model, y, p
     )
@@ -109,9 +111,32 @@ def _classes(y: FloatArray) -> int:
     return int(min(y.sum(), len(y) - y.sum()))
 
 
-def _calibration(y: FloatArray, p: FloatArray) -> tuple[float, float]:
+def auc(y: FloatArray, p: FloatArray, cluster: IntArray) -> Estimate:
+    """Area under the ROC curve; its influence values are the placements of DeLong et al. (1988)."""
+    ranked = rankdata(p)
+    positive = y == 1
+    below = (ranked[positive] - rankdata(p[positive])) / (~positive).sum()
+    above = 1 - (ranked[~positive] - rankdata(p[~positive])) / positive.sum()
+    value = float(below.mean())
+    psi = np.empty(len(y))
+    psi[positive] = (below - value) / positive.mean()
+    psi[~positive] = (above - value) / (~positive).mean()
+    return from_influence(value, psi, cluster)
+
+
+def calibration(y: FloatArray, p: FloatArray, cluster: IntArray) -> tuple[Estimate, Estimate]:
+    """Cox's (1958) slope and intercept, with the clustered sandwich standard error."""
     inside = np.clip(p, 1e-7, 1 - 1e-7)
-    return platt(np.log(inside / (1 - inside)), y)
+    log_odds = np.log(inside / (1 - inside))
+    slope, intercept = platt(log_odds, y)
+    fitted = sigmoid(intercept + slope * log_odds)
+    design = np.column_stack([log_odds, np.ones(len(y))])
+    hessian = design.T @ (design * (fitted * (1 - fitted))[:, None]) / len(y)
+    psi = (design * (y - fitted)[:, None]) @ np.linalg.pinv(hessian)
+    return (
+        from_influence(slope, psi[:, 0], cluster),
+        from_influence(intercept, psi[:, 1], cluster),
+    )
 
 
 def calibration_error(y: FloatArray, p: FloatArray) -> float:
@@ -131,17 +156,27 @@ def lift_at(y: FloatArray, p: FloatArray, share: float) -> float:
     return float(y[top].mean() / y.mean())
 
 
-METRICS: dict[str, Callable[[FloatArray, FloatArray], float]] = {
-    "auc": lambda y, p: float(roc_auc_score(y, p)),
+BOOTSTRAPPED: dict[str, Callable[[FloatArray, FloatArray], float]] = {
     "average_precision": lambda y, p: float(average_precision_score(y, p)),
-    "brier_error": lambda y, p: float(brier_score_loss(y, p)),
+    "brier_error": lambda y, p: float(np.mean((y - p) ** 2)),
     "calibration_error": calibration_error,
-    "calibration_slope": lambda y, p: _calibration(y, p)[0],
-    "calibration_intercept": lambda y, p: _calibration(y, p)[1],
     "mean_ratio": lambda y, p: float(p.mean() / y.mean()),
     "lift_at_10": lambda y, p: lift_at(y, p, 0.1),
     "base_rate": lambda y, p: float(y.mean()),
 }
+
+
+def measure(
+    y: FloatArray, p: FloatArray, cluster: IntArray, rng: np.random.Generator
+) -> dict[str, Estimate]:
+    """Every metric of 0/1 outcomes and probabilities, (n,) each, with its standard error."""
+    slope, intercept = calibration(y, p, cluster)
+    return {
+        "auc": auc(y, p, cluster),
+        "calibration_slope": slope,
+        "calibration_intercept": intercept,
+        **bootstrap(y, p, cluster, rng),
+    }
 
 
 def bootstrap(
@@ -151,7 +186,7 @@ def bootstrap(
     _, codes = np.unique(cluster, return_inverse=True)
     order = np.argsort(codes, kind="stable")
     starts = np.searchsorted(codes[order], np.arange(codes.max() + 2))
-    draws: dict[str, list[float]] = {name: [] for name in METRICS}
+    draws: dict[str, list[float]] = {name: [] for name in BOOTSTRAPPED}
     for _ in range(DRAWS):
         drawn = rng.integers(0, codes.max() + 1, codes.max() + 1)
         sizes = starts[drawn + 1] - starts[drawn]
@@ -159,11 +194,11 @@ def bootstrap(
         rows = order[np.arange(sizes.sum()) + offset]
         if _classes(y[rows]) == 0:
             continue
-        for name, metric in METRICS.items():
+        for name, metric in BOOTSTRAPPED.items():
             draws[name].append(metric(y[rows], p[rows]))
     return {
         name: Estimate(metric(y, p), float(np.std(draws[name], ddof=1)))
-        for name, metric in METRICS.items()
+        for name, metric in BOOTSTRAPPED.items()
     }
 
 

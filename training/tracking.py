@@ -55,6 +55,7 @@ def tracking_uri() -> str:
 
 def connect(config: Config) -> MlflowClient:
     """Point MLflow at its store and make sure that the experiment exists."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     uri = tracking_uri()

@@ -51,10 +51,11 @@ class Estimate:
 
 def clustered_mean(values: FloatArray, cluster: IntArray) -> Estimate:
     """Mean of (n,) values with the clustered standard error; cluster (n,) codes."""
-    return _with_se(float(np.mean(values)), values - np.mean(values), cluster)
+    return from_influence(float(np.mean(values)), values - np.mean(values), cluster)
 
 
-def _with_se(estimate: float, psi: FloatArray, cluster: IntArray) -> Estimate:
+def from_influence(estimate: float, psi: FloatArray, cluster: IntArray) -> Estimate:
+    """An estimate with its clustered standard error from (n,) influence values `psi`."""
     _, codes = np.unique(cluster, return_inverse=True)
     sums = np.bincount(codes, weights=psi)
     groups = len(sums)
@@ -167,7 +168,7 @@ def calibration_slope(predicted: FloatArray, contrast: FloatArray, cluster: IntA
     slope = float(centred @ contrast) / scale
     residual = contrast - contrast.mean() - slope * centred
     psi = centred * residual * len(predicted) / scale
-    return _with_se(slope, psi, cluster)
+    return from_influence(slope, psi, cluster)
 
 
 def qini_curve(
