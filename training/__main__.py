@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 import traceback
+import warnings
 
 from features.config import Config, load_config
 from features.errors import InputError
@@ -20,6 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument("--config", required=True)
     train.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args(argv)
+    # Registering without an input example is meant: the signature is written by hand.
+    warnings.filterwarnings("ignore", message=".*input example", category=UserWarning)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         _train(load_config(arguments.config, arguments.overrides), arguments.config)
@@ -51,6 +54,7 @@ def _train(config: Config, path: str) -> None:
         figures = all_figures(
             training.evaluation,
             training.verdict,
+            training.before,
             training.diagnostics,
             training.reports,
             config.currency,

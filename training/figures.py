@@ -22,7 +22,8 @@ PER = 1000
 def all_figures(
     evaluation: Evaluation,
     verdict: Verdict,
-    diagnostics: Diagnostics,
+    before: Diagnostics,
+    after: Diagnostics,
     reports: Sequence[ResponseReport],
     currency: str,
     subtitle: str,
@@ -33,8 +34,11 @@ def all_figures(
         "qini_over_cost.png": qini(evaluation, currency, subtitle),
         "uplift_by_decile.png": deciles(evaluation.chosen, currency, subtitle),
         "effect_calibration.png": calibration(evaluation.chosen, currency, subtitle),
-        "balance.png": balance(diagnostics, subtitle),
+        "balance.png": balance(before, "Balance of the arms before assignment", subtitle),
     }
+    if after is not before:
+        title = "Balance after weighting by the estimated assignment"
+        figures["balance_weighted.png"] = balance(after, title, subtitle)
     for report in reports:
         name = f"{report.target}_{report.held_out.replace(' ', '_')}.png"
         figures[name] = response(report, subtitle)
@@ -162,15 +166,13 @@ def calibration(candidate: Candidate, currency: str, subtitle: str) -> Figure:
     return figure
 
 
-def balance(diagnostics: Diagnostics, subtitle: str, most: int = 30) -> Figure:
+def balance(diagnostics: Diagnostics, title: str, subtitle: str, most: int = 30) -> Figure:
     """Standardised differences to control, the largest features."""
     worst: dict[str, float] = {}
     for b in diagnostics.balance:
         worst[b.feature] = max(worst.get(b.feature, 0.0), abs(b.difference))
     names = sorted(worst, key=lambda n: worst[n])[-most:]
-    figure, axes = _axes(
-        "Balance of the arms before assignment", subtitle, height=1.6 + 0.24 * max(4, len(names))
-    )
+    figure, axes = _axes(title, subtitle, height=1.6 + 0.24 * max(4, len(names)))
     arms = sorted({b.arm for b in diagnostics.balance})
     place = {name: i for i, name in enumerate(names)}
     for arm in arms:

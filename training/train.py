@@ -37,6 +37,7 @@ class Training:
     tables: Tables
     dataset: Dataset
     models: Models
+    before: Diagnostics
     diagnostics: Diagnostics
     evaluation: Evaluation
     verdict: Verdict
@@ -85,14 +86,15 @@ def run(config: Config, progress: Callable[[str], None]) -> Training:
     )
     for note in dataset.notes:
         progress(note)
-    diagnose(dataset)
+    customers = population(tables, config)
+    before = diagnose(dataset)
     models = fit_models(dataset, config, offers, progress)
-    # With estimated probabilities, balance is shown as it is after weighting by them.
-    diagnostics = diagnose(dataset, models.train if dataset.estimated else None)
-    evaluation = evaluate(models, dataset, config, population(tables, config))
+    # With estimated probabilities, balance is shown as it is after weighting by them too.
+    diagnostics = diagnose(dataset, models.train) if dataset.estimated else before
+    evaluation = evaluate(models, dataset, config, customers)
     verdict = judge(evaluation, models, dataset, config)
     reports = response_reports(dataset, models, config)
-    return Training(tables, dataset, models, diagnostics, evaluation, verdict, reports)
+    return Training(tables, dataset, models, before, diagnostics, evaluation, verdict, reports)
 
 
 def population(tables: Tables, config: Config) -> int:
@@ -160,6 +162,7 @@ def summary(training: Training, config: Config) -> str:
         out.append(f"  {name:<62}{_interval(difference):<28}{clear}")
     out += ["", f"  average effect of each offer on profit, per {PER:,} customers"]
     out += [f"  {arm:<62}{_interval(e)}" for arm, e in evaluation.effects.items()]
+    out += ["", _trust(training)]
     for r in training.reports:
         auc, ap, error = (r.metrics[m] for m in ("auc", "average_precision", "calibration_error"))
         out.append(
@@ -171,6 +174,27 @@ def summary(training: Training, config: Config) -> str:
     out += ["", "Gate"]
     out += [f"  {step.sentence(money)}" for step in verdict.steps]
     return "\n".join(out)
+
+
+def _trust(training: Training) -> str:
+    """One line on whether the arms can be compared."""
+    worst = {
+        when: max(d.balance, key=lambda b: abs(b.difference), default=None)
+        for when, d in (("before", training.before), ("after", training.diagnostics))
+    }
+    shown = {
+        when: "none" if b is None else f"{b.difference:+.3f} ({b.feature}, {b.arm})"
+        for when, b in worst.items()
+    }
+    if training.dataset.estimated:
+        return (
+            f"  largest standardised difference to control: {shown['before']}; after weighting "
+            f"by the estimated assignment {shown['after']}"
+        )
+    return (
+        f"  sample ratio test p = {training.diagnostics.srm_p:.3f}; largest standardised "
+        f"difference to control {shown['before']}"
+    )
 
 
 def _interval(e: Estimate) -> str:

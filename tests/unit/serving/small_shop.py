@@ -147,7 +147,7 @@ def make_bundle(config: Config) -> ScoringBundle:
         policy="t",
         effects=model([0.1, -0.2], overdue - 1 + noise[:, 0], frequent - 1 + noise[:, 1]),
         costs=model([0.3, 0.2], 1 + frequent / 2, 2 + noise[:, 0]),
-        cost_calibration=np.array([[0.05, 1.1, 0.1], [0.0, 0.9, 0.2]]),
+        cost_calibration=np.tile([0.0, 1.0, 0.0], (2, 1)),
         response=ResponseModel(
             EffectModel(np.zeros(1), ((replace(chance, link="identity"), np.ones(1)),)), 1.1, -0.2
         ),
