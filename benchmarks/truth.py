@@ -22,6 +22,7 @@ from typing import Any
 import lightgbm as lgb
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow.parquet as pq
 
 from features.config import Config, load_config
@@ -100,8 +101,8 @@ def policy_at(reward: FloatArray, cost: FloatArray, per_row: float | None) -> Fl
     return one_hot(allocate(reward, cost, budget=budget).choice, reward.shape[1])
 
 
-def compare(config: Config) -> tuple[list[Line], dict[str, Any]]:
-    """Every policy at its true value, the oracle and the attainable first."""
+def read_rows(config: Config) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The rows of the last training of this configuration, and what it reported of them."""
     path = rows_path(config.name)
     if not path.is_file():
         raise DataError(
@@ -111,8 +112,11 @@ def compare(config: Config) -> tuple[list[Line], dict[str, Any]]:
             remedy="Run make train first.",
         )
     table = pq.read_table(path)
-    report = json.loads(table.schema.metadata[b"report"])
-    frame = table.to_pandas()
+    return table.to_pandas(), json.loads(table.schema.metadata[b"report"])
+
+
+def compare(config: Config, frame: pd.DataFrame, report: dict[str, Any]) -> list[Line]:
+    """Every policy at its true value, the oracle and the attainable first."""
     arms, per_row = report["arms"], report["budget_per_row"]
     truth = read_truth(config, frame["exposure_id"], arms)
     test = frame["is_test"].to_numpy(dtype=bool)
@@ -130,7 +134,7 @@ def compare(config: Config) -> tuple[list[Line], dict[str, Any]]:
     for name in report["policies"]:
         columns = [f"policy|{name}|{arm}" for arm in arms]
         policies[name] = frame.loc[test, columns].to_numpy(dtype=float)
-    lines = [
+    return [
         Line(
             name,
             float((policy * tau).sum(axis=1).mean()),
@@ -139,7 +143,6 @@ def compare(config: Config) -> tuple[list[Line], dict[str, Any]]:
         )
         for name, policy in policies.items()
     ]
-    return lines, report
 
 
 def table(lines: list[Line], report: dict[str, Any], currency: str) -> str:
@@ -199,7 +202,8 @@ def main(argv: list[str] | None = None) -> int:
         config = load_config(arguments.config, arguments.overrides)
         if config.source.kind != "simulated":
             return 0  # nobody knows the truth of a real shop
-        lines, report = compare(config)
+        frame, report = read_rows(config)
+        lines = compare(config, frame, report)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
