@@ -46,9 +46,8 @@ def _train(config: Config, path: str) -> None:
         from training.rows import save_rows
         from training.tracking import log_training
 
-        subtitle = f"{config.name}, {config.source.kind}"
-        if training.tables.simulated:
-            subtitle += ", SIMULATED shop"
+        simulated = training.tables.simulated
+        subtitle = f"{config.name}, {'SIMULATED shop' if simulated else config.source.kind}"
         if training.dataset.estimated:
             subtitle += ", observational"
         figures = all_figures(
@@ -70,8 +69,9 @@ def _train(config: Config, path: str) -> None:
             training.reports,
             training.verdict,
             figures,
+            summary(training, config),
         )
-        if training.tables.simulated:
+        if simulated:
             save_rows(
                 config.name,
                 registered.run_id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib import rcdefaults
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -29,6 +30,8 @@ def all_figures(
     subtitle: str,
 ) -> Mapping[str, Figure]:
     """File name -> figure."""
+    # Importing causalml changes matplotlib's defaults for the whole process; undo it.
+    rcdefaults()
     figures = {
         "leaderboard.png": leaderboard(evaluation, verdict, currency, subtitle),
         "qini_over_cost.png": qini(evaluation, currency, subtitle),
@@ -46,7 +49,7 @@ def all_figures(
 
 
 def _axes(title: str, subtitle: str, width: float = 8, height: float = 4.8) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=110, facecolor="white")
     axes = figure.subplots()
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=22)
     axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=8.5, color=MUTED)

@@ -68,7 +68,9 @@ def connect(config: Config) -> MlflowClient:
     mlflow.set_registry_uri(uri)
     client = MlflowClient()
     if client.get_experiment_by_name(config.name) is None:
-        client.create_experiment(config.name, artifact_location=location)
+        # The tag opens the experiment in the view of trained models, not of chat traces.
+        kind = {"mlflow.experimentKind": "custom_model_development"}
+        client.create_experiment(config.name, artifact_location=location, tags=kind)
     mlflow.set_experiment(config.name)
     return client
 
@@ -88,11 +90,13 @@ def log_training(
     reports: Sequence[ResponseReport],
     verdict: Verdict,
     figures: Mapping[str, Figure],
+    summary: str,
 ) -> Registered:
     """Log everything, register the bundle, and move the aliases as the verdict says."""
     client = connect(config)
     with mlflow.start_run(run_name=f"train {config.name}") as run:
         mlflow.set_tags(_tags(config, tables, dataset, evaluation, verdict))
+        mlflow.set_tag("mlflow.note.content", f"```\n{summary}\n```")
         mlflow.log_params(_params(config))
         mlflow.log_input(_dataset_input(tables, dataset, config), context="training")
         mlflow.log_metrics(_parent_metrics(tables, dataset, evaluation, diagnostics, verdict))
