@@ -48,7 +48,7 @@ bench: $(STAMP) ## this project and its peers side by side in one run
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 notebooks: $(STAMP) ## execute the notebooks into notebooks/executed [CONFIG=...]
-	@$(BIN)/jupyter nbconvert --to notebook --execute --KernelManager.transport=ipc --output-dir notebooks/executed notebooks/*.ipynb
+	@$(BIN)/jupyter nbconvert --to notebook --execute --output-dir notebooks/executed notebooks/*.ipynb
 
 lock: $(STAMP) ## renew requirements.lock from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --upgrade --no-emit-index-url --no-annotate --no-header --python-version 3.11 --extra dev --extra notebooks pyproject.toml -o requirements.lock
