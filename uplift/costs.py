@@ -21,7 +21,7 @@ MIN_ROWS = 100
 
 @dataclass(frozen=True)
 class FittedCosts:
-    """`oof` (n, K) out-of-fold costs of the training rows; `model`, the mean over the folds;
+    """`oof` (n, K) out-of-fold costs of the training rows; `model`, learned from all of them;
     `ratio` (K,) paid over predicted before it was calibrated away."""
 
     oof: FloatArray

@@ -63,14 +63,15 @@ class Schema:
         for i, name in enumerate(self.names):
             column = frame[name]
             if name in self.levels:
-                codes = pd.Categorical(
-                    column.astype("object").map(lambda v: v if pd.isna(v) else str(v)),
-                    categories=list(self.levels[name]),
-                ).codes.astype(np.float32)
-                X[:, i] = np.where(codes < 0, np.float32(np.nan), codes)
+                texts = column.astype("object").map(lambda v: None if pd.isna(v) else str(v))
+                levels = pd.Index(list(self.levels[name]), dtype="object")
+                codes = levels.get_indexer(pd.Index(texts, dtype="object"))
+                X[:, i] = np.where(codes < 0, np.nan, codes)
             else:
                 try:
-                    X[:, i] = pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan)
+                    values = pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan)
+                    with np.errstate(over="ignore"):  # too large is infinite, so missing
+                        X[:, i] = values
                 except (TypeError, ValueError) as error:
                     raise DesignError(
                         f"the feature {name} must be a number: {error}. "

@@ -110,10 +110,19 @@ def one_hot(choice: IntArray, arms: int) -> FloatArray:
     return policy
 
 
+def _refuse_missing_ranks(rank: FloatArray) -> None:
+    bad = int((~np.isfinite(rank)).sum())
+    if bad:
+        raise DesignError(
+            f"the rank holds {bad} values that are no finite numbers: a missing score is no rank"
+        )
+
+
 def top_up_to(rank: FloatArray, cost: FloatArray, total: float | None) -> FloatArray:
     """(n,) share of each row that is treated when rows are taken from the highest `rank` until
     `total` cost is spent (None: everyone). Equal ranks share what is left at the cut, so row
     order never matters."""
+    _refuse_missing_ranks(rank)
     if total is None:
         return np.ones(len(rank))
     _, block = np.unique(-rank, return_inverse=True)
@@ -140,19 +149,27 @@ def decile_table(
     parts: int = 10,
 ) -> list[dict[str, Any]]:
     """Mean of `contrast` (n,) and of `predicted` (n,) per tenth of the ranks of `score` (n,),
-    highest first. Within equal scores `contrast` becomes its mean, so that row order never
-    matters; a constant score gives the same mean everywhere."""
-    order = np.argsort(-score, kind="stable")
-    contrast = tie_means(score, contrast)
+    highest first, with the clustered error given the ranks. A cut shares a block of equal scores,
+    so row order never matters: a constant score gives the mean and its error everywhere."""
+    _refuse_missing_ranks(score)
+    _, block, size = np.unique(-score, return_inverse=True, return_counts=True)
+    first = np.cumsum(size) - size
+    edges = np.cumsum([0, *(len(x) for x in np.array_split(np.empty(len(score)), parts))])
     rows = []
-    for part, index in enumerate(np.array_split(order, parts)):
-        estimate = clustered_mean(contrast[index], cluster[index])
+    for part in range(parts):
+        low, high = edges[part], edges[part + 1]
+        inside = np.clip(np.minimum(first + size, high) - np.maximum(first, low), 0, None)
+        weight = (inside / size)[block]
+        index = np.flatnonzero(weight > 0)
+        share = weight[index] / (high - low)
+        mean = float(share @ contrast[index])
+        psi = share * (contrast[index] - mean) * len(index)
         rows.append(
             {
                 "part": part + 1,
-                "rows": len(index),
-                "predicted": float(predicted[index].mean()),
-                **estimate.to_json(),
+                "rows": int(high - low),
+                "predicted": float(share @ predicted[index]),
+                **from_influence(mean, psi, cluster[index]).to_json(),
             }
         )
     return rows
@@ -176,6 +193,7 @@ def qini_curve(
 ) -> tuple[FloatArray, FloatArray]:
     """Gain over cost: (points,) mean cost and mean gain per row as more rows of the ranking are
     treated, from none to all. The last point is the average effect."""
+    _refuse_missing_ranks(rank)
     order = np.argsort(-rank, kind="stable")
     cost, contrast = tie_means(rank, cost), tie_means(rank, contrast)
     n = len(order)

@@ -80,7 +80,7 @@ def _grow(X: Any, arm: IntArray, y: FloatArray, binary: bool, threads: int, seed
     """The fitted trees, each with a scikit-learn style `tree_` of values (nodes, K + 1, 1)."""
     # Importing causalml takes over ten seconds, so only whoever fits a forest pays for it.
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

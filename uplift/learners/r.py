@@ -25,7 +25,9 @@ class RLearner(Learner):
     def _arm(problem: Problem, k: int) -> CrossFit:
         data, mu = problem.data, problem.mu
         e = data.assignment
-        rows = np.flatnonzero(((data.arm == 0) | (data.arm == k)) & (e[:, k] > 0))
+        # Where one of the two was certain there is no experiment, and the residual is 0.
+        either = (data.arm == 0) | (data.arm == k)
+        rows = np.flatnonzero(either & (e[:, k] > 0) & (e[:, 0] > 0))
         share = e[rows, k] / (e[rows, k] + e[rows, 0])
         mean = share * mu[rows, k] + (1 - share) * mu[rows, 0]
         residual = (data.arm[rows] == k) - share

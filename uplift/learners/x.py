@@ -37,7 +37,7 @@ class XLearner(Learner):
             )
         )
         control = np.flatnonzero((data.arm == 0) & (data.assignment[:, k] > 0))
-        treated = np.flatnonzero(data.arm == k)
+        treated = np.flatnonzero((data.arm == k) & (data.assignment[:, 0] > 0))
         parts = [
             cross_fit(
                 problem.binned,

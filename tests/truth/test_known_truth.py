@@ -1,0 +1,114 @@
+"""Learners against worlds whose effects are known (statistics.md, section 3)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.truth.worlds import TABLE_SETTINGS, WORLDS, make_world, problem_of, training_set
+from uplift.learners import LEARNERS, make_learner
+from uplift.learners import x as x_module
+from uplift.nuisances import Problem
+
+# RMSE of the effects with 20,000 rows, mean of 10 seeds. DR is weighted by inverse variance.
+TABLE = {
+    "null": {"s": 0.007, "t": 0.242, "x": 0.161, "r": 0.200, "dr": 0.197},
+    "constant": {"s": 0.127, "t": 0.242, "x": 0.161, "r": 0.201, "dr": 0.197},
+    "heterogeneous": {"s": 0.159, "t": 0.264, "x": 0.173, "r": 0.205, "dr": 0.203},
+    "confounded": {"s": 0.164, "t": 0.327, "x": 0.164, "r": 0.231, "dr": 0.287},
+    "rare": {"s": 0.205, "t": 0.699, "x": 0.290, "r": 0.455, "dr": 0.539},
+    "binary": {"s": 0.028, "t": 0.066, "x": 0.046, "r": 0.062, "dr": 0.064},
+}
+# What a constant, the true average effect, scores.
+CONSTANT = {"heterogeneous": 0.231, "confounded": 0.231, "rare": 0.150, "binary": 0.036}
+# causalml's forest isn't in the table; it is held to the contract tests.
+IN_TABLE = sorted(TABLE["null"])
+# Constant effects are among the contract tests.
+SMALL = [(world, name) for world in TABLE if world != "constant" for name in IN_TABLE]
+SMALL_SETTINGS = replace(TABLE_SETTINGS, rounds=50, learning_rate=0.1)
+
+
+@functools.cache
+def problem(world: str, rows: int, seed: int) -> Problem:
+    made = make_world(world, rows, np.random.default_rng([seed, 1]))
+    settings, folds = (TABLE_SETTINGS, 5) if rows > 10_000 else (SMALL_SETTINGS, 3)
+    data = training_set(made.X, made.arm, made.y, made.assignment)
+    return problem_of(data, settings, folds, seed)
+
+
+def errors(world: str, name: str, rows: int, seed: int) -> tuple[float, float]:
+    """RMSE of the effects on as many fresh rows, and the mean predicted effect."""
+    fitted = make_learner(name).fit(problem(world, rows, seed))
+    test = make_world(world, rows, np.random.default_rng([seed, 2]))
+    tau = fitted.model.predict(test.X, threads=1)
+    return float(np.sqrt(np.mean((tau - test.tau) ** 2))), float(tau.mean())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget() -> Iterator[None]:
+    yield
+    problem.cache_clear()
+
+
+def test_the_table_names_every_learner_and_world() -> None:
+    assert set(LEARNERS) - set(IN_TABLE) == {"causalml_forest"}
+    assert set(TABLE) == set(WORLDS)
+
+
+@pytest.mark.parametrize("world", CONSTANT)
+def test_a_constant_scores_what_the_table_says(world: str) -> None:
+    """The worlds are those of the table: the spread of their effects agrees."""
+    tau = make_world(world, 200_000, np.random.default_rng(0)).tau
+    assert np.sqrt(tau.var(axis=0).mean()) == pytest.approx(CONSTANT[world], abs=0.0015)
+
+
+@pytest.mark.parametrize(("world", "name"), SMALL)
+def test_known_truth_small(world: str, name: str) -> None:
+    """5,000 rows, one seed: a quarter of the table's rows at most doubles its error."""
+    rmse, mean = errors(world, name, 5_000, seed=3)
+    assert rmse <= small_bound(world, name)
+    if world == "null":
+        assert abs(mean) < 0.08
+
+
+def small_bound(world: str, name: str) -> float:
+    return 2 * TABLE[world][name] + 0.03
+
+
+@pytest.mark.parametrize("name", ["x", "r", "dr"])
+def test_held_out_rounds_see_that_there_is_nothing_to_learn(name: str) -> None:
+    """A fixed number of trees scores what the table says under the null; a number that is chosen
+    on held-out contrasts stays far below."""
+    rmse, _ = errors("null", name, 5_000, seed=3)
+    assert rmse <= 0.5 * TABLE["null"][name]
+
+
+def test_reversed_weights_of_the_x_learner_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rare arm tells: tau0, learned from 95% of the rows, must weigh e' = .05."""
+    right, _ = errors("rare", "x", 5_000, seed=3)
+    blend = x_module.blend
+    monkeypatch.setattr(x_module, "blend", lambda zero, one, share: blend(zero, one, 1 - share))
+    reversed_, _ = errors("rare", "x", 5_000, seed=3)
+    assert right < 0.8 * reversed_
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", TABLE)
+def test_known_truth_table(world: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """20,000 training and 20,000 test rows, 10 seeds."""
+    found = {}
+    for name in IN_TABLE:
+        runs = np.array([errors(world, name, 20_000, seed) for seed in range(10)])
+        found[name] = runs.mean(axis=0)
+    problem.cache_clear()
+    with capsys.disabled():
+        cells = ", ".join(f"{k} {v[0]:.3f} ({TABLE[world][k]:.3f})" for k, v in found.items())
+        print(f"\n{world}: RMSE (table): {cells}", flush=True)
+    for name, (rmse, mean) in found.items():
+        assert rmse <= 1.25 * TABLE[world][name] + 0.01, name
+        if world == "null":
+            assert abs(mean) < 0.02, name
