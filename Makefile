@@ -28,6 +28,7 @@ $(STAMP): requirements.lock pyproject.toml
 
 train: $(STAMP) ## transactions -> features -> models -> gate -> MLflow [CONFIG=...] [ARGS="--set key=value"]
 	@$(BIN)/python -m training train --config $(CONFIG) $(ARGS)
+	@$(BIN)/python -m benchmarks.truth --config $(CONFIG) $(ARGS)
 
 serve: $(STAMP) ## build the snapshot if it is missing and start the scorer on port 8000 [CONFIG=...] [PORT=...]
 	@$(BIN)/python -m serving api --config $(CONFIG) --port $(PORT) $(ARGS)

@@ -114,7 +114,7 @@ def _api(config: Config, options: argparse.Namespace) -> int:
     from serving.snapshot import ensure_snapshot
 
     log = logging.getLogger("serving")
-    salt = load_salt()
+    salt = load_salt(simulated=config.source.kind == "simulated")
     model = resolve(config)
     scorer = Scorer(model, ensure_snapshot(config, model, salt), config, salt)
     scorer.warm_up()
@@ -168,7 +168,7 @@ def _snapshot(config: Config, options: argparse.Namespace) -> int:
     from serving.score import SIMULATED
     from serving.snapshot import build_snapshot
 
-    salt = load_salt()
+    salt = load_salt(simulated=config.source.kind == "simulated")
     moment = parse_time(options.as_of, "--as-of") if options.as_of else None
     snapshot = build_snapshot(config, resolve(config), salt, as_of=moment)
     m = snapshot.manifest
@@ -197,7 +197,7 @@ def _score(config: Config, options: argparse.Namespace) -> int:
     if given:
         config = load_config(options.config, [*options.set, *given])
     moment = config.as_of(parse_time(options.as_of, "--as-of") if options.as_of else None)
-    salt = load_salt()
+    salt = load_salt(simulated=config.source.kind == "simulated")
     model = resolve(config)
     bundle = model.bundle
     if options.features is not None:

@@ -15,6 +15,9 @@ from features.errors import ConfigError
 
 VARIABLE = "PERSUADABLES_SALT"
 MIN_BYTES = 32
+# Nobody's holdout is to be kept secret in a simulated shop, and its documentation shows decisions
+# that everybody should get.
+SIMULATED = b"the simulated shop keeps no secret"
 log = logging.getLogger("serving")
 
 
@@ -31,8 +34,15 @@ class Salt:
         return hmac.digest(self.value, b"fingerprint", hashlib.sha256).hex()[:16]
 
 
-def load_salt(root: Path = Path("data"), environ: Mapping[str, str] = os.environ) -> Salt:
+def load_salt(
+    root: Path = Path("data"),
+    environ: Mapping[str, str] = os.environ,
+    *,
+    simulated: bool = False,
+) -> Salt:
     """The salt of the environment; without one, that of `<root>/salt`, made once with mode 0600.
+
+    A simulated shop without a salt in the environment has a public one.
 
     A file is enough for a server that listens on this machine only. Raises ConfigError for a salt
     that is too short or a file that others may read.
@@ -48,6 +58,8 @@ def load_salt(root: Path = Path("data"), environ: Mapping[str, str] = os.environ
                 remedy="Make one with: python -c 'import secrets; print(secrets.token_hex(32))'",
             )
         return Salt(value, VARIABLE)
+    if simulated:
+        return Salt(SIMULATED, "the simulated shop's public salt")
     path = root / "salt"
     root.mkdir(parents=True, exist_ok=True)
     try:

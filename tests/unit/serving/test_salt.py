@@ -41,3 +41,11 @@ def test_a_salt_that_others_may_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "salt").chmod(0o644)
     with pytest.raises(ConfigError, match=r"mode 0644.*chmod 600"):
         load_salt(tmp_path, {})
+
+
+def test_a_simulated_shop_has_a_public_salt_and_writes_no_file(tmp_path: Path) -> None:
+    first = load_salt(tmp_path / "a", {}, simulated=True)
+    assert first == load_salt(tmp_path / "b", {}, simulated=True)
+    assert not (tmp_path / "a").exists()
+    own = load_salt(tmp_path, {VARIABLE: "x" * 32}, simulated=True)
+    assert own.value == b"x" * 32
