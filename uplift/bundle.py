@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightgbm.basic import LightGBMError
 
 from uplift.costs import calibrated
 from uplift.data import Float32Array, FloatArray, Schema
 from uplift.effects import EffectModel
-from uplift.errors import BundleError
+from uplift.errors import BundleError, UpliftError
 from uplift.offers import Offer, parse_offers
 from uplift.response import ResponseModel
 
@@ -127,9 +128,10 @@ class ScoringBundle:
         )
 
     def save(self, folder: str | Path) -> ScoringBundle:
-        """Write the bundle to a new folder, aside and then by rename; returns it with its hash.
+        """Write the bundle to a folder, aside and then by rename; returns it with its hash.
 
-        The hash is the manifest's sha256: through the manifest it covers every file.
+        The hash is the manifest's sha256: through the manifest it covers every file. A bundle
+        that stands there already gives way last, and comes back when the rename fails.
         """
         folder = Path(folder)
         files: dict[str, bytes] = {}
@@ -159,10 +161,8 @@ class ScoringBundle:
                     out.write(content)
                     out.flush()
                     os.fsync(out.fileno())
-            if folder.exists():
-                shutil.rmtree(folder)
             aside.chmod(0o755)
-            aside.rename(folder)
+            _put(aside, folder)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
@@ -182,6 +182,21 @@ class ScoringBundle:
             "cost_calibration": [[float(b) for b in row] for row in self.cost_calibration],
             "models": dict(specs),
         }
+
+
+def _put(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`; what stood there goes away, unless the rename fails."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=".bundle-", dir=folder.parent))
+    folder.rename(old)  # an empty folder gives way to a rename
+    try:
+        new.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old)
 
 
 def load_bundle(folder: str | Path, sha256: str | None = None) -> ScoringBundle:
@@ -214,22 +229,30 @@ def load_bundle(folder: str | Path, sha256: str | None = None) -> ScoringBundle:
                 content = (folder / name).read_bytes()
             except OSError as error:
                 raise BundleError(f"{name} cannot be read: {error.strerror}") from None
-            found = hashlib.sha256(content).hexdigest()
-            if found != entry["sha256"]:
+            held = hashlib.sha256(content).hexdigest()
+            if held != entry["sha256"]:
                 raise BundleError(
                     f"{name} was altered or cut: expected {entry['bytes']} bytes with sha256 "
-                    f"{entry['sha256'][:12]}…, found {len(content)} with {found[:12]}…"
+                    f"{entry['sha256'][:12]}…, found {len(content)} with {held[:12]}…"
                 )
             files[name] = content
         bundle = _assemble(manifest, files)
         golden = {k: _array(v) for k, v in manifest["golden"].items()}
-    except (KeyError, TypeError, ValueError) as error:
+        X = golden["X"].reshape(-1, len(bundle.schema.names))
+        for name, found in vars(bundle.score(X, threads=1)).items():
+            if not np.array_equal(found, golden[name].reshape(found.shape)):
+                raise BundleError(f"the golden rows are not reproduced: {name} differs")
+    except BundleError:
+        raise
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        UpliftError,
+        LightGBMError,
+    ) as error:
         raise BundleError(f"{MANIFEST} is damaged: {error!r}") from None
-    X = golden.pop("X").reshape(-1, len(bundle.schema.names))
-    scores = vars(bundle.score(X, threads=1))
-    for name, expected in golden.items():
-        if not np.array_equal(scores[name], expected.reshape(scores[name].shape)):
-            raise BundleError(f"the golden rows are not reproduced: {name} differs")
     return replace(bundle, golden=X, sha256=digest)
 
 

@@ -129,7 +129,7 @@ class ForestTerm:
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 named = {name: arrays[name] for name in _FOREST_ARRAYS}
                 return cls(**named, output=int(spec["output"]))
-        except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise BundleError(f"the arrays of a forest are damaged: {error}") from None
 
 
