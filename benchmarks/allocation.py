@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.report import Options, text_table
+from benchmarks.report import Options, progress, text_table
 from uplift.allocation import Allocation, allocate
 
 FloatArray = npt.NDArray[np.float64]
@@ -111,6 +111,7 @@ def run(options: Options, customers: int = CUSTOMERS, lp_customers: int = LP_CUS
     rows: list[list[str] | None] = []
     rng = np.random.default_rng(7)
 
+    progress(f"allocation: {lp_customers:,} customers beside HiGHS")
     reward, cost, budget = instance(lp_customers, ARMS, rng)
     seconds, ours = timed(lambda: allocate(reward, cost, budget=budget), 3)
     lp_seconds, optimum = timed(lambda: relaxation(reward, cost, budget), 1)
@@ -123,6 +124,7 @@ def run(options: Options, customers: int = CUSTOMERS, lp_customers: int = LP_CUS
         None,
     ]
 
+    progress(f"allocation: {customers:,} customers beside the bisection")
     reward, cost, budget = instance(customers, ARMS, rng)
     seconds, ours = timed(lambda: allocate(reward, cost, budget=budget), 3)
     other, (value, spend, bound) = timed(lambda: bisect(reward, cost, budget), 1)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from benchmarks.report import THREADS, Options, text_table
+from benchmarks.report import THREADS, Options, progress, text_table
 from benchmarks.truth import (
     PER,
     Line,
@@ -118,7 +118,7 @@ def read_experiment(config: Config, tables: Tables, frame: pd.DataFrame) -> Expe
         tables, config.model_copy(update={"features": little}), offers_of(config)
     )
     data = dataset.training
-    place = pd.Index(dataset.exposure).get_indexer(list(frame["exposure_id"]))
+    place = pd.Index(dataset.exposure).get_indexer(pd.Index(frame["exposure_id"]))
     if (place < 0).any():
         raise DataError(
             "rows of the training",
@@ -144,7 +144,9 @@ def peer_effects(
 
     The X learner is told the true probabilities of assignment.
     """
-    from causalml.inference.meta import BaseSRegressor, BaseTRegressor, BaseXRegressor
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from causalml.inference.meta import BaseSRegressor, BaseTRegressor, BaseXRegressor
 
     kinds = {"S": BaseSRegressor, "T": BaseTRegressor, "X": BaseXRegressor}
     # Codes of fixed width, because causalml orders the arms by name.
@@ -222,7 +224,9 @@ def run(options: Options) -> str:
             found="another digest",
             remedy="Run make train again.",
         )
+    progress("decisions: oracle and attainable")
     known = {line.policy: line for line in compare(config, frame, report)}
+    progress("decisions: outcomes and RFM features")
     experiment = read_experiment(config, tables, frame)
     truth = read_truth(config, frame["exposure_id"], report["arms"])
     test = experiment.test
@@ -242,9 +246,12 @@ def run(options: Options) -> str:
     peers: list[tuple[Line, float]] = []
     for label, X in (("14 RFM features", plain), ("our core features", ours)):
         for peer in PEERS:
+            progress(f"decisions: causalml {peer}, {label}")
             effect, cost, seconds = peer_effects(peer, X, experiment)
             policy = policy_at(effect, cost, per_row)
-            peers.append((at_truth(f"causalml {peer}, {label}", policy, held), seconds))
+            line = at_truth(f"causalml {peer}, {label}", policy, held)
+            progress(f"  true value per {PER:,}: {line.value * PER:.1f}")
+            peers.append((line, seconds))
     return decisions_table(config, report, known, peers, len(held.tau))
 
 
@@ -307,9 +314,10 @@ def decisions_table(
                 PEER_AT_MOST,
                 above=False,
             ),
-            "Peers: LightGBM with "
+            "Peers: LightGBM, "
             + ", ".join(f"{name} {SETTINGS[name]}" for name in list(SETTINGS)[:4])
-            + "; seconds to fit and predict.",
+            + ".",
+            "Seconds to fit and predict effects, without costs.",
         ),
     )
 

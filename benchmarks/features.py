@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.report import Options, peak_memory, text_table
+from benchmarks.report import Options, peak_memory, progress, text_table
 
 LINES = 1_000_000
 FULL = 10_000_000
@@ -82,13 +82,17 @@ def floor(path: Path) -> dict[str, float]:
     """Read the six columns and add each up: nothing can be faster."""
     import duckdb
 
-    found = duckdb.sql(
-        f"""
+    found = (
+        duckdb.connect()
+        .execute(
+            f"""
         SELECT count(*), sum(amount), sum(discount), sum(epoch_us(transacted_at) % 7),
                sum(strlen(customer_id)), sum(strlen(order_id)), sum(strlen(category))
         FROM '{path}'
         """
-    ).fetchall()
+        )
+        .fetchall()
+    )
     return {"lines_read": float(found[0][0])}
 
 
@@ -101,8 +105,10 @@ def sql(path: Path) -> dict[str, float]:
         f"coalesce(sum(amount) FILTER (age <= {d}), 0) AS spend_{d}"
         for d in WINDOWS
     )
-    frame = duckdb.sql(
-        f"""
+    frame = (
+        duckdb.connect()
+        .execute(
+            f"""
         WITH lines AS (
             SELECT *, epoch(TIMESTAMP '{AS_OF}' - transacted_at) / 86400 AS age
             FROM '{path}' WHERE transacted_at < TIMESTAMP '{AS_OF}'
@@ -115,7 +121,9 @@ def sql(path: Path) -> dict[str, float]:
                {windows}
         FROM lines GROUP BY customer_id
         """
-    ).df()
+        )
+        .df()
+    )
     return _sums(frame)
 
 
@@ -249,6 +257,7 @@ def run(options: Options, lines: int | None = None) -> str:
 
 def _apart(way: str, lines: int) -> dict[str, Any]:
     """`measure` in a process of its own."""
+    progress(f"features: {WAYS[way][0]}")
     command = [sys.executable, "-m", "benchmarks.features", "--way", way, "--lines", str(lines)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,11 @@ def text_table(
     if long:
         raise ValueError(f"a line of more than {WIDTH} columns: {long[0]!r}")
     return "\n".join(out)
+
+
+def progress(text: str) -> None:
+    """One line on the error stream, which tables do not share."""
+    print(f"  {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def machine() -> str:
