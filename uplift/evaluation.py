@@ -9,6 +9,7 @@ import numpy as np
 
 from uplift.allocation import allocate
 from uplift.data import BoolArray, FloatArray
+from uplift.errors import DesignError
 from uplift.scores import Estimate, ScoreMatrix, one_hot, top_up_to
 
 NO_OFFER = "no_offer"
@@ -109,6 +110,11 @@ def best_arm_on(
         for k in rank
         if p.allowed[:, k - 1].any()
     }
+    if not values:
+        raise DesignError(
+            f"no arm may be offered to any of {len(p.reward)} rows: expected at least one. "
+            "Check `active` under offers and the assignment probabilities."
+        )
     return max(values, key=lambda k: (values[k], -k))
 
 

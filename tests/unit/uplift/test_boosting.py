@@ -1,0 +1,150 @@
+"""Cross-fitting: who sees whom, and how many trees held-out rows ask for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import lightgbm as lgb
+import numpy as np
+import pytest
+
+from uplift.boosting import Binned, Settings, cross_fit
+
+SETTINGS = Settings(rounds=60, learning_rate=0.1, num_leaves=7, min_child_samples=10, threads=1)
+
+
+def sample(n: int = 1200, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """X, a signal with noise, folds."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((n, 3)).astype(np.float32)
+    return X, 2 * np.sin(2 * X[:, 0]) + rng.standard_normal(n), rng.integers(0, 4, n)
+
+
+def test_a_subset_of_the_shared_bins_learns_what_lightgbm_learns_of_the_rows_alone() -> None:
+    """Order of the rows given doesn't matter: target and weight stay with their row."""
+    rng = np.random.default_rng(1)
+    X = rng.integers(0, 30, (900, 3)).astype(np.float32)  # few values: the bins are the values
+    y, w = X[:, 0] + rng.standard_normal(900), rng.uniform(0.5, 2.0, 900)
+    rows = rng.permutation(900)[:600]
+    settings = replace(SETTINGS, rounds=20, feature_fraction=1.0)
+    term, curve = Binned(X, [], 1).fit(rows, y[rows], settings, weight=w[rows])
+    assert len(curve) == 0
+    order = np.sort(rows)
+    params = {"verbosity": -1, "min_data_in_bin": 3, "feature_pre_filter": False}
+    part = lgb.Dataset(X[order], y[order], weight=w[order], params=params)
+    direct = lgb.train(settings.params("regression"), part, num_boost_round=20)
+    np.testing.assert_allclose(term.value(X, 1), direct.predict(X, num_threads=1), rtol=1e-12)
+
+
+def test_the_loss_curve_is_that_of_the_valid_rows() -> None:
+    X, y, fold = sample()
+    train, held = np.flatnonzero(fold != 0), np.flatnonzero(fold == 0)
+    w = np.random.default_rng(2).uniform(0.2, 3.0, len(held))
+    term, curve = Binned(X, [], 1).fit(
+        train, y[train], SETTINGS, valid=(held, y[held]), valid_weight=w
+    )
+    assert len(curve) == SETTINGS.rounds
+    for rounds in (1, 10, 60):
+        raw = term.booster.predict(X[held], num_iteration=rounds, num_threads=1)
+        assert curve[rounds - 1] == pytest.approx(np.average((raw - y[held]) ** 2, weights=w))
+
+
+def test_the_number_of_trees_minimises_the_loss_over_the_folds() -> None:
+    X, y, fold = sample()
+    data, rows = Binned(X, [], 1), np.arange(len(X))
+    quick = replace(SETTINGS, learning_rate=0.3)
+    made = cross_fit(data, rows, y, fold, quick)
+    total = np.zeros(quick.rounds)
+    for f in range(4):
+        train, held = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
+        term, _ = data.fit(train, y[train], quick)
+        for r in range(quick.rounds):
+            raw = term.booster.predict(X[held], num_iteration=r + 1, num_threads=1)
+            total[r] += np.sum((raw - y[held]) ** 2)
+    assert made.rounds == 1 + int(np.argmin(total))
+    assert 0 < made.rounds < quick.rounds
+    assert {m.terms[0][0].booster.num_trees() for m in (*made.models, made.full)} == {made.rounds}  # type: ignore[attr-defined]
+
+
+def test_rows_are_predicted_by_the_model_that_did_not_see_them() -> None:
+    X, y, fold = sample()
+    made = cross_fit(Binned(X, [], 1), np.arange(len(X)), y, fold, SETTINGS)
+    out = made.out_of_fold(X, fold, 1)
+    for f in range(4):
+        assert np.array_equal(out[fold == f], made.models[f].predict(X[fold == f], 1)[:, 0])
+
+
+def test_noise_is_not_remembered_out_of_fold() -> None:
+    """The error of an honest prediction knows nothing of the row's own noise."""
+    rng = np.random.default_rng(3)
+    X, _, fold = sample(2000)
+    noise = rng.standard_normal(2000)
+    signal = 2 * np.sin(2 * X[:, 0].astype(float))
+    wild = replace(SETTINGS, num_leaves=31, min_child_samples=2, learning_rate=0.3)
+    made = cross_fit(Binned(X, [], 1), np.arange(2000), signal + noise, fold, wild)
+    honest = np.corrcoef(made.out_of_fold(X, fold, 1) - signal, noise)[0, 1]
+    in_sample = np.corrcoef(made.full.predict(X, 1)[:, 0] - signal, noise)[0, 1]
+    assert abs(honest) < 3.3 / np.sqrt(2000)
+    assert in_sample > 0.3
+
+
+def test_nothing_to_learn_gives_the_means() -> None:
+    X, y, fold = sample()
+    w = np.random.default_rng(6).uniform(0.5, 2.0, len(X))
+    rows = np.arange(len(X))
+    judges = (rows, 2 * np.average(y, weights=w) - y, w)  # whatever is learned is wrong for them
+    made = cross_fit(Binned(X, [], 1), rows, y, fold, SETTINGS, weight=w, valid=judges)
+    assert made.rounds == 0
+    assert made.full.predict(X[:2]).ravel() == pytest.approx([np.average(y, weights=w)] * 2)
+    for f, model in enumerate(made.models):
+        out = fold != f
+        assert model.constant[0] == pytest.approx(np.average(y[out], weights=w[out]))
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_outcomes_that_never_vary(binary: bool) -> None:
+    X, _, fold = sample(200)
+    made = cross_fit(Binned(X, [], 1), np.arange(200), np.ones(200), fold, SETTINGS, binary=binary)
+    assert made.rounds == 0
+    assert made.full.predict(X[:1]).item() == 1.0
+
+
+def test_a_rare_outcome_gives_the_rate_or_its_log_odds() -> None:
+    X, _, fold = sample(400)
+    y = np.zeros(400)
+    y[:3] = 1
+    data, rows = Binned(X, [], 1), np.arange(400)
+    rate = cross_fit(data, rows, y, fold, SETTINGS, binary=True)
+    assert rate.full.predict(X[:1]).item() == pytest.approx(3 / 400)
+    odds = cross_fit(data, rows, y, fold, SETTINGS, binary=True, link="identity")
+    assert odds.full.predict(X[:1]).item() == pytest.approx(np.log(3 / 397))
+
+
+def test_no_rows_at_all() -> None:
+    X, _, fold = sample(50)
+    made = cross_fit(Binned(X, [], 1), np.zeros(0, dtype=np.int64), np.zeros(0), fold, SETTINGS)
+    assert (made.rounds, made.full.predict(X[:1]).item()) == (0, 0.0)
+
+
+def test_other_rows_may_judge_the_trees() -> None:
+    """Judges who see the opposite of what was learned ask for no trees."""
+    X, y, fold = sample()
+    data, rows = Binned(X, [], 1), np.arange(len(X))
+    learned = y - y.mean()
+    made = cross_fit(data, rows, learned, fold, SETTINGS, valid=(rows, -learned, None))
+    assert made.rounds == 0
+    assert cross_fit(data, rows, learned, fold, SETTINGS, valid=(rows, learned, None)).rounds > 5
+
+
+def test_categories_are_split_as_sets() -> None:
+    """Levels 0, 2, 4, ... against 1, 3, 5, ...: one split of a category, many of a number."""
+    rng = np.random.default_rng(7)
+    X = rng.integers(0, 12, (1500, 1)).astype(np.float32)
+    y = (X[:, 0] % 2).astype(float)
+    stump = replace(SETTINGS, rounds=1, learning_rate=1.0, num_leaves=2, feature_fraction=1.0)
+    stump = replace(stump, lambda_l2=0.0, extra={"cat_smooth": 0.0, "cat_l2": 0.0})
+    rows = np.arange(1500)
+    as_set, _ = Binned(X, [0], 1).fit(rows, y, stump)
+    as_number, _ = Binned(X, [], 1).fit(rows, y, stump)
+    assert as_set.value(X, 1) == pytest.approx(y, abs=1e-6)
+    assert np.abs(as_number.value(X, 1) - y).mean() > 0.3

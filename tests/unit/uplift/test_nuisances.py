@@ -1,0 +1,100 @@
+"""The shared store: means out of fold, contrasts and their weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.truth.worlds import draw_arms, problem_of, training_set
+from uplift.boosting import Settings
+from uplift.effects import EffectModel
+from uplift.nuisances import Problem, against_control, doubly_robust, stack
+
+SETTINGS = Settings(rounds=40, learning_rate=0.1, num_leaves=7, min_child_samples=20, threads=1)
+
+
+def make(binary: bool = False, seed: int = 0) -> Problem:
+    rng = np.random.default_rng(seed)
+    n = 1500
+    X = rng.standard_normal((n, 3)).astype(np.float32)
+    high = (X[:, 1] > 0)[:, None]
+    assignment = np.where(high, [[0.6, 0.4, 0.0]], [[0.3, 0.3, 0.4]])
+    arm = draw_arms(assignment, rng)
+    y = X[:, 0] + arm + 0.5 * rng.standard_normal(n)
+    if binary:
+        y = (y > 0.5).astype(float)
+    return problem_of(training_set(X, arm, y, assignment), SETTINGS, folds=3)
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    return make()
+
+
+def test_the_means_are_those_of_the_arms(problem: Problem) -> None:
+    X = problem.data.X
+    for k in range(3):
+        truth = X[:, 0] + k
+        assert np.sqrt(np.mean((problem.mu[:, k] - truth) ** 2)) < 0.45
+    full = problem.mean_on(X)
+    assert full.shape == problem.mu.shape
+    assert np.corrcoef(full.ravel(), problem.mu.ravel())[0, 1] > 0.97
+    assert not np.array_equal(full, problem.mu)
+
+
+def test_each_mean_comes_from_the_fold_that_left_the_row_out(problem: Problem) -> None:
+    assert problem.folds == 3
+    for f, model in enumerate(problem.arm_means):
+        held = problem.fold == f
+        assert np.array_equal(problem.mu[held], model.predict(problem.data.X[held], 1))
+
+
+def test_scores_correct_the_drawn_arm_only(problem: Problem) -> None:
+    data = problem.data
+    assert not problem.binary
+    expected = problem.mu.copy()
+    for i in range(len(data)):
+        k = data.arm[i]
+        expected[i, k] += (data.y[i] - problem.mu[i, k]) / data.assignment[i, k]
+    np.testing.assert_allclose(problem.gamma, expected, rtol=1e-12)
+
+
+def test_a_small_probability_is_never_clipped() -> None:
+    gamma = doubly_robust(
+        np.zeros((1, 2)), np.array([[0.999, 0.001]]), np.array([1]), np.array([2.0])
+    )
+    assert gamma[0, 1] == pytest.approx(2000.0)
+
+
+def test_contrasts_hold_the_rows_that_could_get_the_arm(problem: Problem) -> None:
+    e = problem.data.assignment
+    rows, contrast, weight = problem.contrast(2)
+    assert np.array_equal(rows, np.flatnonzero(e[:, 2] > 0))
+    assert np.array_equal(contrast, problem.gamma[rows, 2] - problem.gamma[rows, 0])
+    assert weight == pytest.approx(np.ones(len(rows)))  # the same chances for all of them
+    rows, _, weight = problem.contrast(1)
+    assert len(rows) == len(problem.data)
+    high = e[rows, 0] == 0.6
+    # 1 / (1/.4 + 1/.6) = .24 and 1 / (1/.3 + 1/.3) = .15
+    assert weight[high].mean() / weight[~high].mean() == pytest.approx(0.24 / 0.15)
+    assert weight.mean() == pytest.approx(1.0)
+
+
+def test_binary_outcomes_get_probabilities() -> None:
+    made = make(binary=True)
+    assert made.binary
+    assert ((made.mu > 0) & (made.mu < 1)).all()
+    assert not make().binary
+
+
+def test_stack_and_contrast_of_constants() -> None:
+    models = [EffectModel(np.array([float(c)])) for c in (1, 4, 6)]
+    assert stack(models).constant.tolist() == [1, 4, 6]
+    assert against_control(stack(models)).constant.tolist() == [3, 5]
+
+
+def test_effects_against_control_are_differences(problem: Problem) -> None:
+    X = problem.data.X[:200]
+    means = problem.full_means.predict(X, 1)
+    effects = against_control(problem.full_means).predict(X, 1)
+    np.testing.assert_allclose(effects, means[:, 1:] - means[:, :1], atol=1e-12)
