@@ -32,8 +32,11 @@ def shop(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
 
 
 def test_rfm_features_use_only_lines_before_the_assignment(shop: Any) -> None:
-    lines = shop.transactions.to_pandas()
-    exposures = shop.exposures.to_pandas().sort_values("exposure_id", ascending=False)
+    lines, exposures = (
+        shop.con.raw_sql(shop.con.compile(table)).df()
+        for table in (shop.transactions, shop.exposures)
+    )
+    exposures = exposures.sort_values("exposure_id", ascending=False)
     found = rfm(shop, exposures["exposure_id"])
     assert found.shape == (len(exposures), 14)
     for e in exposures.itertuples():
