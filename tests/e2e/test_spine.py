@@ -1,0 +1,261 @@
+"""The whole way on a small simulated shop: train, register, score, serve; one set of numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from features.build import build_features
+from features.config import load_config
+from features.frozen import FrozenValues
+from features.sources import open_source
+from features.spine import all_customers
+from training.__main__ import main
+from uplift.bundle import load_bundle
+
+ROOT = Path(__file__).parents[2]
+OVERRIDES = [
+    "source.customers=2000",
+    "policy.budget=200",
+    "training.learners=[s, t]",
+    "training.folds=2",
+    "training.response_targets=[response]",
+    "training.threads=1",
+]
+SETS = [part for text in OVERRIDES for part in ("--set", text)]
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=cwd,
+        # Benchmarks are no part of the installed packages: they run from the checkout.
+        env=environment | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a small shop was trained by the command."""
+    folder = tmp_path_factory.mktemp("shop")
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    done = run("training", "train", "--config", "configs/demo-small.yaml", *SETS, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "train.txt").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def decisions(workplace: Path) -> pd.DataFrame:
+    """Everybody's scores from the command, without holdout and exploration."""
+    flags = ["--holdout-share", "0", "--exploration-share", "0", "--out", "decisions.parquet"]
+    done = run(
+        "serving", "score", "--config", "configs/demo-small.yaml", *SETS, *flags, cwd=workplace
+    )
+    assert done.returncode == 0, done.stderr
+    return pq.read_table(workplace / "decisions.parquet").to_pandas()
+
+
+def test_the_output_says_what_a_user_needs(workplace: Path) -> None:
+    text = (workplace / "train.txt").read_text()
+    for expected in ("SIMULATED", "Leaderboard", "95% intervals", "Gate", "Next:", "make mlflow"):
+        assert expected in text
+    assert "Traceback" not in text
+
+
+def test_truth_is_told_last_and_only_by_the_benchmark(workplace: Path) -> None:
+    done = run("benchmarks.truth", "--config", "configs/demo-small.yaml", *SETS, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    for expected in ("SIMULATED", "oracle", "attainable", "served:"):
+        assert expected in done.stdout
+
+
+def test_mlflow_holds_runs_metrics_with_intervals_and_the_registered_bundle(
+    workplace: Path,
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{workplace}/mlruns/mlflow.db")
+    experiment = client.get_experiment_by_name("demo-small")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    assert len(parents) == 1
+    parent = parents[0]
+    learners = [r for r in runs if r.data.tags.get("kind") == "uplift learner"]
+    assert {r.data.tags["learner"] for r in learners} == {"s", "t", "average"}
+    for r in learners:
+        low, middle, high = (
+            r.data.metrics[f"validation_gain_at_budget{end}"] for end in ("_lo", "", "_hi")
+        )
+        assert low < middle < high
+    assert len(parent.inputs.dataset_inputs) == 1
+    assert len(parent.inputs.dataset_inputs[0].dataset.digest) >= 8
+    assert parent.data.tags["data.simulated"] == "true"
+    assert {"gate.verdict", "gate.reason", "gate.step1"} <= set(parent.data.tags)
+    figures = {f.path for f in client.list_artifacts(parent.info.run_id, "figures")}
+    assert {"figures/qini_over_cost.png", "figures/uplift_by_decile.png"} <= figures
+    version = client.get_model_version_by_alias("demo-small", "challenger")
+    assert len(version.tags["bundle_sha256"]) == 64
+
+
+def test_pyfunc_command_and_http_agree_to_the_last_bit(
+    workplace: Path, decisions: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    config = load_config("configs/demo-small.yaml", OVERRIDES)
+    tables = open_source(config).tables()
+    spine = all_customers(tables, config.as_of(), config)
+    bundle = load_bundle(_bundle_folder(workplace))
+    frozen = FrozenValues.from_json(json.dumps(dict(bundle.frozen)))
+    frame = build_features(tables, spine, bundle.features["names"], config, frozen).frame
+    scored = _through_pyfunc(workplace, frame)
+    assert spine["customer_id"].tolist() == decisions["customer_id"].tolist()
+    for arm in bundle.arms:
+        for kind in ("cate", "cost"):
+            np.testing.assert_array_equal(
+                scored[f"{kind}_{arm}"].to_numpy(np.float32),
+                decisions[f"{kind}_{arm}"].to_numpy(np.float32),
+            )
+    np.testing.assert_array_equal(
+        scored["response_propensity"].to_numpy(np.float32),
+        decisions["response_propensity"].to_numpy(np.float32),
+    )
+
+
+def test_expected_cost_never_passes_the_budget(workplace: Path, decisions: pd.DataFrame) -> None:
+    assert decisions["expected_cost"].sum() <= 200
+    assert (decisions.loc[decisions["action"] == "none", "expected_cost"] == 0).all()
+    manifest = json.loads((workplace / "decisions.parquet.manifest.json").read_text())
+    assert manifest["rows"] == len(decisions)
+
+
+def test_http_agrees_and_a_restarted_server_gives_the_same_decisions(
+    workplace: Path, decisions: pd.DataFrame
+) -> None:
+    answers = []
+    for start in range(2):
+        with Server(workplace) as client:
+            if start == 0:
+                _http_equals(client, decisions.head(200))
+            customers = [{"customer_id": i} for i in decisions["customer_id"][:500]]
+            body = {"campaign_id": "demo-small", "customers": customers}
+            answer = client.post("/v1/decisions", json=body)
+            assert answer.status_code == 200
+            answers.append(answer.json()["decisions"])
+    assert answers[0] == answers[1]
+    reasons = {d["reason"] for d in answers[0]}
+    assert {"holdout", "no_consent", "below_threshold"} <= reasons
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("training.lerners=[t]", "Did you mean learners"),
+        ("training.learners=[q]", "unknown learner 'q'"),
+        ("source.kind=wishes", "source.kind"),
+        ("offers=[]", "offers"),
+    ],
+)
+def test_bad_configuration_ends_with_two_and_one_message(
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(workplace)
+    assert main(["train", "--config", "configs/demo-small.yaml", *SETS, "--set", change]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert "Traceback" not in said.err
+    assert len(said.err.strip().splitlines()) == 1
+
+
+def _bundle_folder(workplace: Path) -> Path:
+    folders = [p.parent for p in (workplace / "mlruns").rglob("bundle/manifest.json")]
+    assert len(folders) == 1
+    return folders[0]
+
+
+def _through_pyfunc(workplace: Path, frame: pd.DataFrame) -> pd.DataFrame:
+    """Scores of the registered model, loaded by MLflow in a process of its own."""
+    frame.to_parquet(workplace / "frame.parquet")
+    code = (
+        "import mlflow, pandas as pd\n"
+        "mlflow.set_tracking_uri('sqlite:///mlruns/mlflow.db')\n"
+        "model = mlflow.pyfunc.load_model('models:/demo-small@challenger')\n"
+        "frame = pd.read_parquet('frame.parquet')\n"
+        "model.predict(frame).to_parquet('scored.parquet')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return pd.read_parquet(workplace / "scored.parquet")
+
+
+class Server:
+    """The scorer in a process of its own, stopped by SIGTERM."""
+
+    def __init__(self, workplace: Path) -> None:
+        self.workplace = workplace
+
+    def __enter__(self) -> httpx.Client:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.log = (self.workplace / "server.log").open("w")
+        command = ["serving", "api", "--config", "configs/demo-small.yaml", "--port", str(port)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", *command, *SETS],
+            cwd=self.workplace,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
+        for _ in range(240):
+            if self.process.poll() is not None:
+                break
+            try:
+                if self.client.get("/readyz").status_code == 200:
+                    return self.client
+            except httpx.TransportError:
+                time.sleep(0.5)
+        self.process.kill()
+        raise AssertionError((self.workplace / "server.log").read_text())
+
+    def __exit__(self, *error: Any) -> None:
+        self.client.close()
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(30)
+        self.log.close()
+
+
+def _http_equals(client: httpx.Client, decisions: pd.DataFrame) -> None:
+    arms = [c.removeprefix("cate_") for c in decisions.columns if c.startswith("cate_")]
+    assert len(arms) == 4
+    for row in decisions.itertuples():
+        answer = client.get(f"/v1/customers/{row.customer_id}").json()
+        for arm in arms:
+            assert np.float32(answer["uplift"][arm]) == np.float32(getattr(row, f"cate_{arm}"))
+        response = np.float32(answer["scores"]["response_propensity"])
+        assert response == np.float32(row.response_propensity)

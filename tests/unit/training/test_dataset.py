@@ -1,0 +1,208 @@
+"""Outcomes, money and probabilities of a training set, by hand-computed numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from features.config import Config
+from features.errors import ConfigError, DataError
+from features.sources import open_source
+from tests.unit.training.shops import (
+    config_of,
+    exposure,
+    line,
+    random_experiment,
+    wide_config,
+    write,
+)
+from training.dataset import Dataset, build_dataset, complete_until
+from training.train import offers_of
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def build(config: Config) -> Dataset:
+    return build_dataset(open_source(config).tables(), config, offers_of(config))
+
+
+def shop(folder: Path) -> Path:
+    """Six exposures whose windows [10 January, 24 January) bring known amounts."""
+    return write(
+        folder,
+        transactions=[
+            line("a", "a0", "2025-12-01T10:00:00", 40.0),
+            line("b", "b0", "2025-12-02T10:00:00", 40.0),
+            line("c", "c0", "2025-12-03T10:00:00", 40.0),
+            line("d", "d0", "2025-12-04T10:00:00", 40.0),
+            line("e", "e0", "2025-12-05T10:00:00", 40.0),
+            # a, control: an order in the window, one a second too late
+            line("a", "a1", "2026-01-10T00:00:00", 50.0, discount=10.0),
+            line("a", "a2", "2026-01-24T00:00:00", 70.0),
+            # b, c5: redeems 5 off, two lines in one order
+            line("b", "b1", "2026-01-12T09:00:00", 25.0, discount=5.0, coupon_id="c5"),
+            line("b", "b1", "2026-01-12T09:00:00", 10.0),
+            # c, tote: the gift's cost is logged, no discount
+            line("c", "c1", "2026-01-13T09:00:00", 60.0),
+            # d, c5: buys and returns everything within the window
+            line("d", "d1", "2026-01-14T09:00:00", 30.0),
+            line("d", "d1", "2026-01-15T09:00:00", -30.0),
+            line("z", "z1", "2026-02-20T09:00:00", 5.0),
+        ],
+        exposures=[
+            exposure(1, "a", "control"),
+            exposure(2, "b", "c5"),
+            exposure(3, "c", "tote", cost=3.2),
+            exposure(4, "d", "c5"),
+            exposure(5, "e", "control"),
+            exposure(6, "e", "tote", at="2026-02-19", cost=0.2),
+        ],
+    )
+
+
+def test_profit_cost_and_conversion_by_hand(tmp_path: Path) -> None:
+    data = build(config_of(shop(tmp_path / "t"))).training
+    assert data.customer.tolist() == ["a", "b", "c", "d", "e"]
+    assert data.converted.tolist() == [1, 1, 1, 0, 0]
+    # amount - 0.6 * list value - contact - (gift): a 50 - 36; b 35 - 24 - .1; c 60 - 36 - .2 - 3;
+    # d 0 - 0 - .1
+    np.testing.assert_allclose(data.reward, [14.0, 10.9, 20.8, -0.1, 0.0], atol=1e-12)
+    np.testing.assert_allclose(data.y, data.reward)
+    # b: contact and 5 off its own coupon; c as logged; d contact alone
+    np.testing.assert_allclose(data.cost, [0.0, 5.1, 3.2, 0.1, 0.0], atol=1e-12)
+
+
+def test_spend_is_net_and_its_reward_is_the_profit(tmp_path: Path) -> None:
+    config = config_of(shop(tmp_path / "t"), outcome={"kind": "spend", "margin_rate": 0.4})
+    data = build(config).training
+    np.testing.assert_allclose(data.y, [50.0, 35.0, 60.0, 0.0, 0.0])
+    np.testing.assert_allclose(data.reward, [14.0, 10.9, 20.8, -0.1, 0.0], atol=1e-12)
+
+
+def test_conversion_is_worth_its_value_less_the_cost(tmp_path: Path) -> None:
+    config = config_of(shop(tmp_path / "t"), outcome={"kind": "conversion", "value": 8.0})
+    data = build(config).training
+    assert data.y.tolist() == [1, 1, 1, 0, 0]
+    np.testing.assert_allclose(data.reward, [8.0, 2.9, 4.8, -0.1, 0.0], atol=1e-12)
+
+
+def test_open_windows_are_left_out_and_counted(tmp_path: Path) -> None:
+    dataset = build(config_of(shop(tmp_path / "t")))
+    assert dataset.counts == {"exposures": 6, "open_windows": 1, "used": 5}
+
+
+def test_features_know_nothing_of_the_window(tmp_path: Path) -> None:
+    data = build(config_of(shop(tmp_path / "t"))).training
+    place = data.schema.names.index("orders_total")
+    assert data.X[:, place].tolist() == [1, 1, 1, 1, 1]
+
+
+def test_complete_until_is_the_end_of_the_local_day(tmp_path: Path) -> None:
+    config = config_of(shop(tmp_path / "t"), timezone="Asia/Shanghai")
+    end = complete_until(open_source(config).tables(), config)
+    assert str(end) == "2026-02-20 16:00:00"
+
+
+def test_no_control_is_said_plainly(tmp_path: Path) -> None:
+    folder = shop(tmp_path / "t")
+    write(folder, exposures=[exposure(1, "a", "c5"), exposure(2, "b", "tote", cost=1.0)])
+    with pytest.raises(DataError, match=r"control"):
+        build(config_of(folder))
+
+
+def test_an_offer_without_exposures_is_named(tmp_path: Path) -> None:
+    folder = shop(tmp_path / "t")
+    write(folder, exposures=[exposure(1, "a", "control"), exposure(2, "b", "c5")])
+    with pytest.raises(DataError, match=r"found none of tote"):
+        build(config_of(folder))
+
+
+def test_no_exposures_at_all(tmp_path: Path) -> None:
+    folder = write(tmp_path / "t", transactions=[line("a", "a0", "2025-12-01T10:00:00", 40.0)])
+    with pytest.raises(DataError, match=r"exposures"):
+        build(config_of(folder))
+
+
+def test_every_window_still_open(tmp_path: Path) -> None:
+    folder = shop(tmp_path / "t")
+    source = {"kind": "files", "path": str(folder), "complete_until": "2026-01-11"}
+    with pytest.raises(DataError, match=r"found none of 6 \(6 still open\)"):
+        build(config_of(folder, source=source))
+
+
+def test_a_gift_without_a_bound_needs_logged_costs(tmp_path: Path) -> None:
+    folder = shop(tmp_path / "t")
+    write(
+        folder,
+        exposures=[exposure(1, "a", "control"), exposure(2, "b", "c5"), exposure(3, "c", "pts")],
+    )
+    offers = [
+        {"coupon_id": "c5", "kind": "fixed_off", "params": {"off": 5.0}},
+        {"coupon_id": "pts", "kind": "points", "params": POINTS},
+    ]
+    with pytest.raises(DataError, match=r"cost must be logged"):
+        build(config_of(folder, offers=offers))
+
+
+POINTS: dict[str, Any] = {"base_per_unit": 1, "multiplier": 2, "bonus": 0, "point_value": 0.01}
+
+
+def test_a_given_outcome_with_gaps_is_refused(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "t",
+        exposures=[
+            exposure(1, "a", "control", visit=1, x0=1.0),
+            exposure(2, "b", "c5", visit=None, x0=2.0),
+            exposure(3, "c", "tote", visit=0, x0=3.0),
+        ],
+    )
+    config = config_of(
+        folder,
+        features={"set": [], "given": ["x0"]},
+        outcome={"kind": "column", "column": "visit"},
+        offers=[
+            {"coupon_id": c, "kind": "message", "params": {}, "contact_cost": 0.1}
+            for c in ("c5", "tote")
+        ],
+    )
+    with pytest.raises(DataError, match=r"exposures.visit: .*1 missing_number in visit"):
+        build(config)
+
+
+def test_probabilities_configured_logged_or_counted(tmp_path: Path) -> None:
+    folder = random_experiment(tmp_path / "t", 1000)
+    counted = build(wide_config(folder)).training
+    shares = np.bincount(counted.arm, minlength=3) / len(counted)
+    np.testing.assert_allclose(counted.assignment, np.tile(shares, (1000, 1)))
+    design = {"control": 0.4, "c5": 0.3, "tote": 0.3}
+    configured = build(wide_config(folder, experiment={"assignment": design})).training
+    np.testing.assert_allclose(configured.assignment, np.tile([0.4, 0.3, 0.3], (1000, 1)))
+
+
+def test_probabilities_that_do_not_sum_to_one(tmp_path: Path) -> None:
+    folder = random_experiment(tmp_path / "t", 200)
+    design = {"control": 0.4, "c5": 0.3, "tote": 0.1}
+    with pytest.raises(ConfigError, match=r"sum to 1"):
+        build(wide_config(folder, experiment={"assignment": design}))
+
+
+def test_a_given_feature_that_is_not_there(tmp_path: Path) -> None:
+    folder = random_experiment(tmp_path / "t", 200)
+    config = wide_config(folder)
+    raw = config.model_dump() | {"features": {"set": [], "given": ["x0", "nonsense"]}}
+    with pytest.raises((ConfigError, DataError), match=r"nonsense"):
+        build(Config.model_validate(raw))
+
+
+def test_a_profit_outcome_needs_transactions(tmp_path: Path) -> None:
+    folder = random_experiment(tmp_path / "t", 200)
+    config = wide_config(folder)
+    raw = config.model_dump() | {"outcome": {"kind": "profit", "margin_rate": 0.3}}
+    with pytest.raises(ConfigError, match=r"outcome.kind.*no transactions"):
+        build(Config.model_validate(raw))
