@@ -143,7 +143,7 @@ def run(options: Options, customers: int = CUSTOMERS, lp_customers: int = LP_CUS
     ]
     return text_table(
         f"Allocation: {ARMS} coupons, a quarter of full spend",
-        ("way", "customers", "seconds", "times ours", "value", "spend", "proven gap"),
+        ("way", "customers", "times ours", "seconds", "value", "spend", "proven gap"),
         rows,
         (
             "Checked: each value lies below the others' upper bounds; our upper bound is the "
@@ -165,8 +165,8 @@ def _row(
     return [
         way,
         f"{customers:,}",
-        f"{seconds:.3f}",
         f"{ratio:.1f}",
+        f"{seconds:.3f}",
         f"{value:,.2f}",
         "" if spend is None else f"{spend:,.2f}",
         "" if gap is None else f"{gap:.4f}",
