@@ -154,9 +154,10 @@ def test_coverage_of_four_waves_with_a_fixed_arm(capsys: pytest.CaptureFixture[s
 def test_means_out_of_fold_are_what_makes_the_intervals_honest(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The engine's own means, flexible trees: out of fold they cover, in sample they do not."""
+    """The engine's own means, flexible trees: out of fold they cover, in sample the errors
+    are too small."""
     settings = Settings(rounds=40, learning_rate=0.3, num_leaves=15, min_child_samples=5, threads=1)
-    runs = 300
+    runs = 200
 
     def run(rng: np.random.Generator, in_sample: bool) -> dict[str, Estimate]:
         x, arm, y, assignment, cluster = simulate(500, 1, rng)
@@ -171,6 +172,7 @@ def test_means_out_of_fold_are_what_makes_the_intervals_honest(
         print("\nout of fold:", {k: round(v[0], 3) for k, v in honest.items()})
         print("in sample:", {k: round(v[0], 3) for k, v in flattered.items()})
     for name, (held, width) in honest.items():
-        assert 0.91 <= held <= 0.99, name
+        assert meets(held, runs), name
         assert width <= 1.25, name
-    assert flattered["effect"][0] < honest["effect"][0] - 0.03
+    # Trees that saw the row's own noise: the error of the comparison comes out too small.
+    assert flattered["paired"][1] < min(0.9, honest["paired"][1] - 0.05)
