@@ -112,6 +112,13 @@ def make_bundle(
         money=money_of(config),
         frozen=json.loads(dataset.frozen.to_json()),
         features={"names": list(dataset.features), "given": list(dataset.given)},
+        info={
+            "name": config.name,
+            "currency": config.currency,
+            "outcome": config.outcome.model_dump(),
+            "simulated": config.source.kind == "simulated",
+            "exposures": len(models.train),
+        },
         golden=models.test.X[:: max(1, len(models.test) // 16)][:16],
     )
 

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from uplift.response import ResponseModel
 FORMAT = 1
 MANIFEST = "manifest.json"
 GOLDEN_ROWS = 16
+# Written for whoever reads a bundle later; what counts at loading is that golden rows agree.
+VERSIONED = ("persuadables", "lightgbm", "numpy", "scikit-learn")
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,7 @@ class ScoringBundle:
             "frozen": dict(self.frozen),
             "features": dict(self.features),
             "info": dict(self.info),
+            "versions": {name: version(name) for name in VERSIONED},
             "cost_calibration": [[float(b) for b in row] for row in self.cost_calibration],
             "models": dict(specs),
         }
