@@ -21,6 +21,7 @@ from uplift.data import (
     TrainingSet,
     draw_folds,
     split_clusters,
+    stream,
 )
 from uplift.effects import EffectModel
 from uplift.learners import Fitted, make_learner
@@ -76,7 +77,7 @@ def fit_models(
 ) -> Models:
     """Split by cluster, cross-fit nuisances, learners, costs and response on the training rows."""
     data = dataset.training
-    rng = np.random.default_rng(config.training.seed)
+    rng = stream(config.training.seed, "split")
     is_test = split_clusters(data.cluster, config.training.test_share, rng)
     train, test = data.rows(~is_test), data.rows(is_test)
     settings = settings_of(config, len(train))

@@ -17,7 +17,7 @@ from training.dataset import Dataset
 from training.fit import Models, settings_of
 from training.targets import TARGETS, time_cut
 from uplift.boosting import Binned
-from uplift.data import BoolArray, FloatArray, IntArray, draw_folds
+from uplift.data import BoolArray, FloatArray, IntArray, draw_folds, stream
 from uplift.effects import sigmoid
 from uplift.response import ResponseModel, fit_response, platt
 from uplift.scores import Estimate, from_influence
@@ -93,7 +93,7 @@ def _report(
         model, rounds = models.response.model, models.response.rounds
     else:
         X, cluster = data.X[train_rows], data.cluster[train_rows]
-        rng = np.random.default_rng(config.training.seed)
+        rng = stream(config.training.seed, "response folds")
         fold = draw_folds(cluster, data.arm[train_rows], config.training.folds, rng)
         settings = settings_of(config, len(X))
         binned = Binned(X, data.schema.categorical, settings.threads)
@@ -101,7 +101,7 @@ def _report(
         model, rounds = fitted.model, fitted.rounds
     y = label[test_rows]
     p = model.predict(data.X[test_rows], config.training.threads)
-    metrics = measure(y, p, data.cluster[test_rows], np.random.default_rng(config.training.seed))
+    metrics = measure(y, p, data.cluster[test_rows], stream(config.training.seed, "bootstrap"))
     return ResponseReport(
         name, held_out, len(y), int(y.sum()), rounds, metrics, deciles(y, p), model, y, p
     )

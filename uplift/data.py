@@ -164,6 +164,12 @@ class TrainingSet:
         return replace(self, **picked)
 
 
+def stream(seed: int, purpose: str) -> np.random.Generator:
+    """A generator of its own for each purpose. A simulated source may have been drawn with the
+    very same seed, and then a split from the same stream would follow the customers' traits."""
+    return np.random.default_rng([seed, *purpose.encode()])
+
+
 def draw_folds(cluster: IntArray, arm: IntArray, folds: int, rng: np.random.Generator) -> IntArray:
     """(n,) fold of each row: drawn by cluster, stratified by the arm of a cluster's first row."""
     codes, first, inverse = np.unique(cluster, return_index=True, return_inverse=True)

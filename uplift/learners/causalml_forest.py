@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from uplift.data import FloatArray, IntArray
+from uplift.data import FloatArray, IntArray, stream
 from uplift.effects import EffectModel, ForestTerm
 from uplift.learners.base import Learner, Models, learner
 from uplift.nuisances import Problem
@@ -34,7 +34,7 @@ class CausalmlForest(Learner):
     def cross_fit(self, problem: Problem) -> Models:
         forests = []
         for f in range(problem.folds + 1):  # the last one sees the rows of every fold
-            rng = np.random.default_rng([problem.seed, f])
+            rng = stream(problem.seed, f"forest {f}")
             forests.append(self._forest(problem, np.flatnonzero(problem.fold != f), rng))
         return tuple(forests[:-1]), forests[-1]
 
