@@ -58,7 +58,8 @@ def test_interval_holds_the_truth_in_ninety_of_a_hundred_shops(
             print(seed, *(f"{v:.4f}" for v in found[-1]), flush=True)
         except DataError as error:
             # One shop in a thousand draws arms so unevenly that the sample ratio test stops it.
-            assert "sample ratio mismatch" in str(error)
+            if "sample ratio mismatch" not in str(error):
+                raise
             stopped += 1
         seed += 1
     low, high, value = np.array(found).T
