@@ -25,7 +25,7 @@ from uplift.evaluation import (
     model_policy,
     rival_policies,
 )
-from uplift.nuisances import Problem, doubly_robust
+from uplift.nuisances import Problem, doubly_robust, realised
 from uplift.scores import (
     Estimate,
     ScoreMatrix,
@@ -145,9 +145,10 @@ def scored_rows(
 ) -> Scored:
     """Score matrices of money and cost. `mu` (n, K + 1) arm means that did not see the rows,
     `costs` (n, K) likewise."""
-    gain = doubly_robust(mu, data.assignment, data.arm, y)
+    e = realised(data.assignment, data.arm)
+    gain = doubly_robust(mu, e, data.arm, y)
     mean_cost = np.hstack([np.zeros((len(data), 1)), costs])
-    spend = doubly_robust(mean_cost, data.assignment, data.arm, data.cost)
+    spend = doubly_robust(mean_cost, e, data.arm, data.cost)
     return Scored(ScoreMatrix(gain, data.cluster), ScoreMatrix(spend, data.cluster))
 
 
@@ -189,7 +190,9 @@ def evaluate(models: Models, dataset: Dataset, config: Config, population: int) 
     outcome_gamma = (
         on_test.gain.gamma
         if models.outcome is money
-        else doubly_robust(models.outcome.mean_on(test.X), test.assignment, test.arm, test.y)
+        else doubly_robust(
+            models.outcome.mean_on(test.X), realised(test.assignment, test.arm), test.arm, test.y
+        )
     )
     outcome = ScoreMatrix(outcome_gamma, test.cluster)
     names = list(test.arms)

@@ -17,6 +17,8 @@ from uplift.boosting import Binned, CrossFit, Settings, cross_fit
 from uplift.data import Float32Array, FloatArray, IntArray, TrainingSet
 from uplift.effects import EffectModel
 
+MIN_SHARE_ROWS = 50
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -77,7 +79,7 @@ def prepare(
         mu[:, k] = fitted.out_of_fold(data.X, fold, settings.threads)
         fits.append(fitted)
     means, full = side_by_side(fits)
-    gamma = doubly_robust(mu, data.assignment, data.arm, target)
+    gamma = doubly_robust(mu, realised(data.assignment, data.arm), data.arm, target)
     return Problem(data, binned, target, binary, fold, mu, means, full, gamma, settings, seed)
 
 
@@ -90,6 +92,23 @@ def doubly_robust(
     i = np.arange(len(arm))
     gamma[i, arm] += (y - mu[i, arm]) / assignment[i, arm]
     return gamma
+
+
+def realised(assignment: FloatArray, arm: IntArray) -> FloatArray:
+    """(n, K + 1) actual shares of the rows in place of a constant design's probabilities.
+
+    Rows with the same vector of probabilities form a stratum; its own shares give a smaller
+    variance than the design's (Hirano, Imbens & Ridder 2003). Strata in which an arm that could
+    be drawn has fewer than MIN_SHARE_ROWS rows keep the design, and so do probabilities that vary
+    from row to row.
+    """
+    designs, stratum = np.unique(assignment, axis=0, return_inverse=True)
+    counts = np.zeros_like(designs)
+    np.add.at(counts, (stratum.ravel(), arm), 1.0)
+    enough = np.where(designs > 0, counts >= MIN_SHARE_ROWS, counts == 0).all(axis=1)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
+    out: FloatArray = np.where(enough[:, None], shares, designs)[stratum.ravel()]
+    return out
 
 
 def side_by_side(fits: Sequence[CrossFit]) -> tuple[tuple[EffectModel, ...], EffectModel]:

@@ -8,7 +8,7 @@ import pytest
 from tests.truth.worlds import draw_arms, problem_of, training_set
 from uplift.boosting import Settings
 from uplift.effects import EffectModel
-from uplift.nuisances import Problem, against_control, doubly_robust, stack
+from uplift.nuisances import Problem, against_control, doubly_robust, realised, stack
 
 SETTINGS = Settings(rounds=40, learning_rate=0.1, num_leaves=7, min_child_samples=20, threads=1)
 
@@ -98,3 +98,33 @@ def test_effects_against_control_are_differences(problem: Problem) -> None:
     means = problem.full_means.predict(X, 1)
     effects = against_control(problem.full_means).predict(X, 1)
     np.testing.assert_allclose(effects, means[:, 1:] - means[:, :1], atol=1e-12)
+
+
+def test_realised_shares_replace_a_constant_design_and_nothing_else() -> None:
+    rng = np.random.default_rng(1)
+    arm = rng.choice(3, 900, p=[0.5, 0.3, 0.2])
+    design = np.tile([0.5, 0.3, 0.2], (900, 1))
+    shares = np.bincount(arm, minlength=3) / 900
+    np.testing.assert_allclose(realised(design, arm), np.tile(shares, (900, 1)))
+    varying = rng.dirichlet([5, 5, 5], 900)
+    np.testing.assert_array_equal(realised(varying, arm), varying)
+    # two strata, one too small to be counted; an arm that could not be drawn stays impossible
+    two = np.vstack([np.tile([0.6, 0.4, 0.0], (60, 1)), design])
+    arms = np.concatenate([np.arange(60) % 2, arm])
+    np.testing.assert_array_equal(realised(two, arms)[:60], two[:60])
+    np.testing.assert_allclose(realised(two, arms)[60:], np.tile(shares, (900, 1)))
+
+
+def test_realised_shares_narrow_the_inverse_probability_estimate() -> None:
+    """With means of zero the score is inverse probability weighting, and y is mostly level."""
+    rng = np.random.default_rng(2)
+    found = []
+    for _ in range(200):
+        arm = rng.choice(2, 600, p=[0.7, 0.3])
+        y = 5 + 0.5 * (arm == 1) + rng.normal(size=600)
+        e = np.tile([0.7, 0.3], (600, 1))
+        pair = [doubly_robust(np.zeros((600, 2)), p, arm, y) for p in (e, realised(e, arm))]
+        found.append([float((g[:, 1] - g[:, 0]).mean()) for g in pair])
+    error = np.array(found) - 0.5
+    assert error[:, 1].std() < 0.4 * error[:, 0].std()
+    assert abs(error[:, 1].mean()) < 3 * error[:, 1].std() / np.sqrt(200)
