@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from uplift.boosting import Binned, CrossFit, Settings, cross_fit
-from uplift.data import Float32Array, FloatArray, IntArray, TrainingSet
+from uplift.data import BoolArray, Float32Array, FloatArray, IntArray, TrainingSet
 from uplift.effects import EffectModel
 
 MIN_SHARE_ROWS = 50
@@ -105,7 +105,8 @@ def realised(assignment: FloatArray, arm: IntArray) -> FloatArray:
     designs, stratum = np.unique(assignment, axis=0, return_inverse=True)
     counts = np.zeros_like(designs)
     np.add.at(counts, (stratum.ravel(), arm), 1.0)
-    enough = np.where(designs > 0, counts >= MIN_SHARE_ROWS, counts == 0).all(axis=1)
+    fit = np.where(designs > 0, counts >= MIN_SHARE_ROWS, counts == 0)
+    enough: BoolArray = np.all(fit, axis=1)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
     out: FloatArray = np.where(enough[:, None], shares, designs)[stratum.ravel()]
     return out

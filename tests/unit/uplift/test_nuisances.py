@@ -53,9 +53,10 @@ def test_scores_correct_the_drawn_arm_only(problem: Problem) -> None:
     data = problem.data
     assert not problem.binary
     expected = problem.mu.copy()
+    share = realised(data.assignment, data.arm)
     for i in range(len(data)):
         k = data.arm[i]
-        expected[i, k] += (data.y[i] - problem.mu[i, k]) / data.assignment[i, k]
+        expected[i, k] += (data.y[i] - problem.mu[i, k]) / share[i, k]
     np.testing.assert_allclose(problem.gamma, expected, rtol=1e-12)
 
 
