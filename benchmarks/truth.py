@@ -89,9 +89,11 @@ def regress(
     categorical: list[int],
 ) -> FloatArray:
     """(n, K) plain regression of the true values on the features: what features can know."""
+    data = lgb.Dataset(X, categorical_feature=categorical, free_raw_data=False, params=REGRESSION)
+    data.construct()
     out = np.empty((len(at), target.shape[1]))
     for k in range(target.shape[1]):
-        data = lgb.Dataset(X, target[:, k], categorical_feature=categorical, free_raw_data=True)
+        data.set_label(target[:, k])
         out[:, k] = lgb.train(REGRESSION, data, num_boost_round=ROUNDS).predict(at)
     return out
 

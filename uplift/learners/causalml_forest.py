@@ -19,7 +19,7 @@ from uplift.learners.base import Learner, Models, learner
 from uplift.nuisances import Problem
 
 ROWS = 10_000
-TREES = 30
+TREES = 20
 DEPTH = 6
 
 
