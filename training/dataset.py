@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import ibis
@@ -22,7 +21,7 @@ from features.config import Config
 from features.errors import ConfigError, DataError
 from features.frozen import FrozenValues, fit_frozen
 from features.registry import feature_names
-from features.tables import Tables
+from features.tables import Tables, complete_until
 from uplift.data import FloatArray, Schema, TrainingSet, arm_codes
 from uplift.offers import Offer
 
@@ -140,25 +139,6 @@ def build_dataset(tables: Tables, config: Config, offers: tuple[Offer, ...]) -> 
     )
 
 
-def complete_until(tables: Tables, config: Config) -> datetime | None:
-    """End of complete data, naive UTC: configured, else the end of the local day of the newest
-    transaction or event; None where the source has neither."""
-    if config.source.complete_until is not None:
-        return config.source.complete_until.replace(tzinfo=None)
-    newest = []
-    for table, column in ((tables.transactions, "transacted_at"), (tables.events, "occurred_at")):
-        if table is not None:
-            newest.append(table[column].max().to_pyarrow().as_py())
-    known = [t for t in newest if t is not None]
-    if not known:
-        return None
-    local = max(known).replace(tzinfo=UTC).astimezone(config.zone)
-    midnight = local.replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
-    end = (midnight + timedelta(days=1)).replace(tzinfo=config.zone)
-    moment: datetime = end.astimezone(UTC).replace(tzinfo=None)
-    return moment
-
-
 def _exposures(tables: Tables, config: Config, offers: tuple[Offer, ...]) -> pd.DataFrame:
     """One row per exposure, in the order of exposure_id, with what its window brought: net,
     listed (amount + discount), orders, coupon_discount, redeemed, cost."""
@@ -251,7 +231,7 @@ def _closed(rows: pd.DataFrame, tables: Tables, config: Config) -> np.ndarray[An
     if end is None:
         return np.ones(len(rows), dtype=bool)
     closes = rows["assigned_at"] + pd.Timedelta(days=config.outcome.window_days)
-    return (closes <= pd.Timestamp(end)).to_numpy()
+    return (closes <= pd.Timestamp(end).tz_localize(None)).to_numpy()
 
 
 def _require(rows: pd.DataFrame, tables: Tables, config: Config, counts: Mapping[str, int]) -> None:

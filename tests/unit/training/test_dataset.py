@@ -19,7 +19,7 @@ from tests.unit.training.shops import (
     wide_config,
     write,
 )
-from training.dataset import Dataset, build_dataset, complete_until
+from training.dataset import Dataset, build_dataset
 from training.train import offers_of
 
 
@@ -101,12 +101,6 @@ def test_features_know_nothing_of_the_window(tmp_path: Path) -> None:
     data = build(config_of(shop(tmp_path / "t"))).training
     place = data.schema.names.index("orders_total")
     assert data.X[:, place].tolist() == [1, 1, 1, 1, 1]
-
-
-def test_complete_until_is_the_end_of_the_local_day(tmp_path: Path) -> None:
-    config = config_of(shop(tmp_path / "t"), timezone="Asia/Shanghai")
-    end = complete_until(open_source(config).tables(), config)
-    assert str(end) == "2026-02-20 16:00:00"
 
 
 def test_no_control_is_said_plainly(tmp_path: Path) -> None:
