@@ -102,11 +102,14 @@ def test_mlflow_holds_runs_metrics_with_intervals_and_the_registered_bundle(
     parent = parents[0]
     learners = [r for r in runs if r.data.tags.get("kind") == "uplift learner"]
     assert {r.data.tags["learner"] for r in learners} == {"s", "t", "average"}
+    widths = []
     for r in learners:
         low, middle, high = (
             r.data.metrics[f"validation_gain_at_budget{end}"] for end in ("_lo", "", "_hi")
         )
-        assert low < middle < high
+        assert low <= middle <= high
+        widths.append(high - low)
+    assert max(widths) > 0  # a learner that finds nothing sends nothing: exactly 0
     assert len(parent.inputs.dataset_inputs) == 1
     assert len(parent.inputs.dataset_inputs[0].dataset.digest) >= 8
     assert parent.data.tags["data.simulated"] == "true"
