@@ -19,7 +19,7 @@ from uplift.learners import LEARNERS, causalml_forest, make_learner
 from uplift.learners import base as base_module
 from uplift.learners import x as x_module
 from uplift.learners.base import Fitted
-from uplift.nuisances import Problem, doubly_robust
+from uplift.nuisances import Problem, doubly_robust, realised
 
 SETTINGS = Settings(
     rounds=30, learning_rate=0.1, num_leaves=7, min_child_samples=20, threads=1, seed=3
@@ -235,7 +235,8 @@ def test_a_model_never_sees_the_customers_of_its_fold(name: str) -> None:
     target[held] += 1e-3 * np.random.default_rng(1).standard_normal(held.sum())
     refit = problem_of(replace(clean.data, y=target), SETTINGS, FOLDS)
     assert np.array_equal(refit.fold, clean.fold)
-    gamma = doubly_robust(clean.mu, clean.data.assignment, clean.data.arm, target)
+    shares = realised(clean.data.assignment, clean.data.arm)
+    gamma = doubly_robust(clean.mu, shares, clean.data.arm, target)
     moved = replace(refit, mu=clean.mu, gamma=gamma)
     before, full_before = make_learner(name).cross_fit(clean)
     after, full_after = make_learner(name).cross_fit(moved)
