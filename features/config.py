@@ -134,6 +134,83 @@ class FeaturesConfig(Section):
         default_factory=dict,
         description="local date -> is it a weekend day (调休); other dates follow the week",
     )
+    holidays: list[date] = Field(
+        default_factory=list, description="local dates of holidays, for holiday_next_days"
+    )
+    online_channels: list[str] = Field(
+        default_factory=lambda: ["app", "web", "online", "mini_program"],
+        description="order channels that count as online",
+    )
+    mobile_payments: list[str] = Field(
+        default_factory=lambda: ["wechat", "alipay", "apple_pay", "google_pay", "mobile"],
+        description="payment methods that count as mobile (移动支付)",
+    )
+    windows_days: list[Annotated[int, Field(ge=1, le=3650)]] = Field(
+        default_factory=list,
+        description="further windows N: each adds orders_Nd, order_days_Nd and spend_Nd to the "
+        "catalogue",
+    )
+    gender: bool = Field(
+        False, description="true: `set: all` has gender too; otherwise it is for reports only"
+    )
+
+
+class StageClockConfig(Section):
+    anchors: dict[str, Annotated[int, Field(ge=0)]] = Field(
+        min_length=1, description="category -> assumed position of its buyer, days"
+    )
+    stages: dict[str, tuple[int, int]] = Field(
+        min_length=1, description="stage -> [first day, end), the end exclusive"
+    )
+
+
+class RfmCutsConfig(Section):
+    recency: float = Field(description="days; fewer is high")
+    frequency: float = Field(description="order days in 365 days; more is high")
+    monetary: float = Field(description="spend in 365 days, currency; more is high")
+
+
+class SegmentsConfig(Section):
+    frequency_unit: Literal["order_day", "order"] = Field(
+        "order_day", description="what counts as n in the tiers"
+    )
+    tier_order: list[str] = Field(
+        default_factory=lambda: [
+            *("prospect", "lost", "sleeping", "champion", "new", "potential", "regular")
+        ],
+        description="tiers by precedence: the first rule that matches; prospect stays first and "
+        "regular, which takes the rest, last",
+    )
+    high_spend_quantile: float = Field(
+        0.80, gt=0, lt=1, description="quantile of spend_total above which spend is high (金额高)"
+    )
+    rfm_method: Literal["quantile", "fixed"] = Field(
+        "quantile", description="cuts of the eight classes: frozen medians, or rfm_cuts"
+    )
+    rfm_cuts: RfmCutsConfig | None = Field(None, description="for rfm_method fixed")
+    score_levels: Literal[3, 5] = Field(3, description="levels of r_score, f_score and m_score")
+    min_size: int = Field(50, ge=1, description="smaller audiences are reported with a warning")
+
+    @model_validator(mode="after")
+    def _complete(self) -> SegmentsConfig:
+        if self.rfm_method == "fixed" and self.rfm_cuts is None:
+            raise ValueError("segments.rfm_cuts, because segments.rfm_method is fixed")
+        return self
+
+
+class AudienceConfig(Section):
+    version: int = Field(1, ge=1, description="counts up with each change")
+    description: str = Field("", description="what it is for")
+    filter: dict[str, Any] = Field(description="a filter of docs/audiences.md")
+
+
+class TargetsConfig(Section):
+    repurchase_days: int = Field(90, ge=1, description="repurchase: an order within so many days")
+    churn_days: int = Field(90, ge=1, description="churn: no order in the next so many days")
+    active_days: int = Field(
+        180, ge=1, description="churn is asked of customers with an order in so many days"
+    )
+    clv_days: int = Field(365, ge=1, description="clv: contribution in the next so many days")
 
 
 class OutcomeConfig(Section):
@@ -245,6 +322,14 @@ class Config(Section):
     source: SourceConfig
     engine: Literal["duckdb"] = Field("duckdb", description="where features are computed")
     features: FeaturesConfig = FeaturesConfig()
+    segments: SegmentsConfig = SegmentsConfig()
+    stage_clocks: dict[str, StageClockConfig] = Field(
+        default_factory=dict, description="product-stage clocks; the first gives stage_clock_days"
+    )
+    audiences: dict[Id, AudienceConfig] = Field(
+        default_factory=dict, description="named audiences (标签组合)"
+    )
+    targets: TargetsConfig = TargetsConfig()
     outcome: OutcomeConfig
     experiment: ExperimentConfig = ExperimentConfig()
     currency: str = Field("EUR", pattern=r"^[A-Z]{3}$", description="ISO 4217 code")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import types
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -27,11 +27,13 @@ WORDS: dict[Any, str] = {
     str: "text",
     int: "integer",
     float: "number",
+    date: "date",
     bool: "true or false",
     datetime: "UTC time",
     type(None): "null",
     Any: "value",
 }
+MANY: dict[Any, str] = {list: "[]", dict: ".<name>"}
 
 
 def reference() -> str:
@@ -56,8 +58,8 @@ def _section(prefix: str, model: type[BaseModel]) -> list[str]:
         inner = _model(field.annotation)
         key = f"{prefix}.{name}" if prefix else name
         if inner is not None:
-            below.append((f"{key}[]" if get_origin(field.annotation) is list else key, inner))
-            if get_origin(field.annotation) is not list:
+            below.append((key + MANY.get(get_origin(field.annotation), ""), inner))
+            if field.annotation is inner:
                 continue
         cells = (f"`{name}`", _limited(field), _default(field), field.description or "")
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -89,7 +91,11 @@ def _type(annotation: Any) -> str:
         inner = _model(parts[0])
         return f"list of {'sections' if inner else _type(parts[0])}"
     if origin is dict:
-        return f"map of text to {_type(parts[1])}"
+        return f"map of text to {'sections' if _model(parts[1]) else _type(parts[1])}"
+    if origin is tuple:
+        return "pair of " + " and ".join(_type(part) for part in parts)
+    if _model(annotation):
+        return "section"
     return WORDS.get(annotation, str(annotation))
 
 
