@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from features.config import Config
 from features.grains import RELATIONS, Facts, Workbench
-from features.registry import CATALOGUE, Feature, available, check_names, closure, feature_names
+from features.registry import Feature, available, check_names, closure, feature_names, find
 from features.spine import Scratch, load_spine
 from features.tables import Tables
 
@@ -76,7 +76,7 @@ def build_features(
             columns = compute(work, computed)
     for name in wanted:
         if name in missing:
-            columns[name] = _null(CATALOGUE[name], len(spine))
+            columns[name] = _null(find(name), len(spine))
     data = {name: columns[name] for name in wanted}
     data |= {n: spine[n].reset_index(drop=True) for n in config.features.given if n in spine}
     frame = pd.DataFrame(data, index=pd.RangeIndex(len(spine)))

@@ -60,6 +60,9 @@ class Feature:
 
 
 CATALOGUE: dict[str, Feature] = {}
+# Counts that segments and labels ask for and that are no features of a model: computed and named
+# like features, but in neither `features.set: all` nor the documentation.
+HELPERS: dict[str, Feature] = {}
 
 
 def feature(
@@ -74,13 +77,16 @@ def feature(
     uses: Sequence[str] = (),
     core: bool = False,
     population: bool = False,
+    helper: bool = False,
 ) -> Callable[[Build], Build]:
     """Register the decorated function, which returns the feature's expression.
+
+    `helper`: it stands beside the catalogue, in `HELPERS`.
 
     Raises:
         ValueError: the name is taken, or the group, a needed or a used name is unknown.
     """
-    if name in CATALOGUE:
+    if name in CATALOGUE or name in HELPERS:
         raise ValueError(f"feature {name} stands twice in the catalogue")
     if group not in GROUPS:
         raise ValueError(f"feature {name}: group {group} is not one of {', '.join(GROUPS)}")
@@ -91,7 +97,7 @@ def feature(
 
     def register(build: Build) -> Build:
         tables = dict.fromkeys((*needs, *(n for u in uses for n in CATALOGUE[u].needs)))
-        CATALOGUE[name] = Feature(
+        (HELPERS if helper else CATALOGUE)[name] = Feature(
             name,
             group,
             of,
@@ -109,15 +115,20 @@ def feature(
     return register
 
 
+def find(name: str) -> Feature:
+    """The feature or helper of that name (KeyError: neither)."""
+    return CATALOGUE[name] if name in CATALOGUE else HELPERS[name]
+
+
 def closure(names: Iterable[str]) -> list[Feature]:
     """The named features and all that they use, each after those it uses."""
     found: dict[str, Feature] = {}
 
     def visit(name: str) -> None:
         if name not in found:
-            for used in CATALOGUE[name].uses:
+            for used in find(name).uses:
                 visit(used)
-            found[name] = CATALOGUE[name]
+            found[name] = find(name)
 
     for name in names:
         visit(name)
@@ -132,7 +143,7 @@ def check_names(names: Iterable[str], where: str = "features.set") -> list[str]:
     """
     wanted = list(names)
     for name in wanted:
-        if name not in CATALOGUE:
+        if name not in CATALOGUE and name not in HELPERS:
             close = difflib.get_close_matches(name, CATALOGUE, n=1)
             raise ConfigError(
                 where,
@@ -163,7 +174,7 @@ def feature_names(config: Config) -> list[str]:
 
 def available(name: str, present: Iterable[str]) -> bool:
     """Whether every table that a feature needs is present."""
-    return set(CATALOGUE[name].needs) <= set(present)
+    return set(find(name).needs) <= set(present)
 
 
 # At the end, because the catalogue registers through the decorator above: who imports the

@@ -1,5 +1,5 @@
 """The features, by theme. Importing this package registers them; the order is the catalogue's."""
 
-from features.catalogue import rfm, behaviour, response  # noqa: I001
+from features.catalogue import rfm, behaviour, response, helpers  # noqa: I001
 
-__all__ = ["behaviour", "response", "rfm"]
+__all__ = ["behaviour", "helpers", "response", "rfm"]

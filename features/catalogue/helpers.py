@@ -1,0 +1,49 @@
+"""Counts that the rules of segments and labels ask for beside the catalogue's features."""
+
+from __future__ import annotations
+
+import ibis.expr.types as ir
+
+from features.grains import Facts
+from features.registry import feature
+
+
+@feature(
+    "valid_orders_365d",
+    group="rfm",
+    of="orders",
+    dtype="int",
+    none=0,
+    helper=True,
+    doc="Valid orders of age ≤ 365.",
+)
+def valid_orders_365d(o: Facts) -> ir.Value:
+    return o.count(o.valid & o.within(365))
+
+
+@feature(
+    "matured_offers_365d",
+    group="response",
+    of="offers",
+    dtype="int",
+    none=0,
+    needs=("exposures", "transactions"),
+    helper=True,
+    doc="Offers of age ≤ 365 whose response window has passed.",
+)
+def matured_offers_365d(e: Facts) -> ir.Value:
+    return e.count(e.within(365) & e.matured)
+
+
+@feature(
+    "responded_offers_365d",
+    group="response",
+    of="offers",
+    dtype="int",
+    none=0,
+    needs=("exposures", "transactions"),
+    helper=True,
+    doc="Those of matured_offers_365d with a valid order in the window.",
+)
+def responded_offers_365d(e: Facts) -> ir.Value:
+    return e.count(e.within(365) & e.responded)
