@@ -30,6 +30,7 @@ from features.errors import ConfigError
 
 ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}"
 CONTROL = "control"
+TIERS = ("prospect", "lost", "sleeping", "champion", "new", "potential", "regular")
 
 
 def _id(value: str) -> str:
@@ -175,9 +176,7 @@ class SegmentsConfig(Section):
         "order_day", description="what counts as n in the tiers"
     )
     tier_order: list[str] = Field(
-        default_factory=lambda: [
-            *("prospect", "lost", "sleeping", "champion", "new", "potential", "regular")
-        ],
+        default_factory=lambda: list(TIERS),
         description="tiers by precedence: the first rule that matches; prospect stays first and "
         "regular, which takes the rest, last",
     )
@@ -190,6 +189,14 @@ class SegmentsConfig(Section):
     rfm_cuts: RfmCutsConfig | None = Field(None, description="for rfm_method fixed")
     score_levels: Literal[3, 5] = Field(3, description="levels of r_score, f_score and m_score")
     min_size: int = Field(50, ge=1, description="smaller audiences are reported with a warning")
+
+    @field_validator("tier_order")
+    @classmethod
+    def _every_tier_once(cls, value: list[str]) -> list[str]:
+        first, *between, last = TIERS
+        if sorted(value) != sorted(TIERS) or (value[0], value[-1]) != (first, last):
+            raise ValueError(f"{first}, then {', '.join(between)} in any order, then {last}")
+        return value
 
     @model_validator(mode="after")
     def _complete(self) -> SegmentsConfig:
@@ -405,9 +412,17 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             found="no such file",
             remedy="Copy configs/demo.yaml and name it with --config (or CONFIG=...).",
         )
+    raw = read_yaml(path)
+    for text in overrides:
+        _override(raw, text)
+    return validate(raw, str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a mapping from a YAML or JSON file; ConfigError if it is none."""
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, OSError) as error:
         raise ConfigError(
             str(path), expected="valid YAML", found=str(error), remedy="Mend the file."
         ) from error
@@ -418,9 +433,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             found=type(raw).__name__,
             remedy="Start from configs/demo.yaml.",
         )
-    for text in overrides:
-        _override(raw, text)
-    return validate(raw, str(path))
+    return raw
 
 
 def validate(raw: dict[str, Any], file: str = "configuration") -> Config:
