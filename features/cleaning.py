@@ -14,6 +14,7 @@ import duckdb
 from features.config import CONTROL, Config
 from features.contracts import CONTRACTS, NOUNS, REASONS, SQL_TYPES, Column, TableContract
 from features.errors import DataError
+from features.identities import identify, report_sources
 from features.mapping import Field, Raw, find_fields
 from features.parsing import bad, literal, quote, value
 from features.problems import Problems, fail
@@ -139,7 +140,7 @@ def _load(
     ]
     last = "_valued"
     if identities:
-        steps += _identify(con, fields)
+        steps += identify(fields)
         last = "_identified"
     steps.append(f"_judged AS (SELECT *, CASE {' '.join(whens)} END AS _reason FROM {last})")
     last = "_judged"
@@ -175,36 +176,6 @@ def _filled(column: Column) -> str:
 
 def _when(condition: str, reason: str, column: str) -> str:
     return f"WHEN {condition} THEN {literal(f'{reason}:{column}')}"
-
-
-def _identify(con: Any, fields: Sequence[Field]) -> list[str]:
-    """The query steps that put the customers of `identities` in place of the source's ids."""
-    by_source = any(f.column.name == "source" and not f.absent for f in fields)
-    if not by_source:
-        rows = con.execute(
-            "SELECT source_customer_id FROM identities GROUP BY 1 "
-            "HAVING count(DISTINCT customer_id) > 1 ORDER BY 1 LIMIT 5"
-        ).fetchall()
-        if rows:
-            raise DataError(
-                "identities.source_customer_id",
-                expected="one customer per id, because a table without a column source is "
-                "matched by the id alone",
-                found="ids that mean different customers in different sources",
-                remedy="Give the table a column source.",
-                keys=[row[0] for row in rows],
-            )
-    keys = "source, source_customer_id" if by_source else "source_customer_id"
-    match, otherwise = "m.source_customer_id = v.customer_id", "v.customer_id"
-    if by_source:
-        match += " AND m.source = v.source"
-        otherwise = "coalesce(v.source || ':' || v.customer_id, v.customer_id)"
-    return [
-        f"_map AS (SELECT {keys}, any_value(customer_id) AS customer_id FROM identities GROUP BY "
-        f"{keys})",
-        f"_identified AS (SELECT v.* REPLACE (coalesce(m.customer_id, {otherwise}) AS customer_id)"
-        f" FROM _valued v LEFT JOIN _map m ON {match})",
-    ]
 
 
 def _settle(
@@ -253,6 +224,8 @@ def _settle(
         judge(table, read, serious, config, problems)
     con.execute(f"DELETE FROM {table} WHERE _reason IS NOT NULL")
     dropped, identical = _repeats(con, table, fields, config)
+    if problems is not None and table != "identities":
+        report_sources(con, table, fields, identities, problems)
     gone = [*WORK] if table == "identities" else [*WORK, "source"]
     for column in gone:
         con.execute(f"ALTER TABLE {table} DROP COLUMN {column}")

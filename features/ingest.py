@@ -10,6 +10,7 @@ import ibis
 from features.cleaning import Cleaned, clean
 from features.config import CONTROL, Config
 from features.errors import DataError
+from features.identities import check_used, resolve
 from features.mapping import Raw, named_columns
 from features.problems import Problems, fail
 from features.tables import Tables
@@ -47,15 +48,14 @@ def checked_tables(
                 con, name, raws[name], config, identities=with_identities, problems=problems
             )
             if result is not None and name == "identities":
-                _check_identities(con)
-                with_identities = result.kept > 0
+                with_identities = result.kept > 0 and resolve(con, raws, config, problems)
         except DataError as error:
             fail(problems, error)
             continue
         if result is not None:
             cleaned[name] = result
     if with_identities:
-        _check_identities_used(con, [name for name in cleaned if name != "identities"], problems)
+        check_used(con, [name for name in cleaned if name != "identities"], problems)
     if "exposures" in cleaned:
         _check_control(con, problems)
     _check_named(con, cleaned, config, problems)
@@ -72,38 +72,6 @@ def checked_tables(
         counts={name: result.counts for name, result in cleaned.items()},
         notes=tuple(notes),
         identical_lines=lines.identical if lines else 0,
-    )
-
-
-def _check_identities(con: Any) -> None:
-    rows = con.execute(
-        "SELECT source || ':' || source_customer_id FROM identities GROUP BY source, "
-        "source_customer_id HAVING count(DISTINCT customer_id) > 1 ORDER BY 1 LIMIT 5"
-    ).fetchall()
-    if rows:
-        raise DataError(
-            "identities",
-            expected="one customer_id for each source and source_customer_id",
-            found="rows that contradict each other",
-            remedy="Keep one row of each.",
-            keys=[row[0] for row in rows],
-        )
-
-
-def _check_identities_used(con: Any, tables: Sequence[str], problems: Problems | None) -> None:
-    used = " OR ".join(f"customer_id IN (SELECT customer_id FROM {name})" for name in tables)
-    if not tables or con.execute(f"SELECT count(*) FROM identities WHERE {used}").fetchall()[0][0]:
-        return
-    rows = con.execute("SELECT source_customer_id FROM identities LIMIT 5").fetchall()
-    fail(
-        problems,
-        DataError(
-            "identities.source_customer_id",
-            expected="ids that stand in the other tables",
-            found="none of them there, so the table changes nothing",
-            remedy="Mend its columns source and source_customer_id, or take the file away.",
-            keys=[row[0] for row in rows],
-        ),
     )
 
 

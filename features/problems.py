@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Literal
 
 from features.errors import InputError
 
+LOG = logging.getLogger("features.sources")
 Level = Literal["error", "warning", "note"]
 
 
@@ -35,3 +37,11 @@ def fail(problems: Problems | None, error: InputError) -> None:
         raise error
     text = str(error).removeprefix(f"{error.where}: ")
     problems.add("error", error.where, text)
+
+
+def warn(problems: Problems | None, where: str, text: str) -> None:
+    """Log a warning, or note it when somebody collects."""
+    if problems is None:
+        LOG.warning("%s: %s", where, text)
+    else:
+        problems.add("warning", where, text)
