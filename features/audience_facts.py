@@ -1,0 +1,373 @@
+"""Which rows of a spine meet a filter: nodes compiled to Ibis expressions.
+
+Purchases, events and offers become one aggregate per table, with a counter per distinct node;
+features and segments are computed by the code that computes them for everything else. What is not
+known (NULL, or a table that is absent) meets no comparison.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import ibis
+import ibis.expr.types as ir
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from features.audience_language import (
+    LINE_COLUMNS,
+    All,
+    AnyOf,
+    Compare,
+    Count,
+    Member,
+    Node,
+    Not,
+    ValueKind,
+)
+from features.build import build_features
+from features.config import CONTROL, Config
+from features.frozen import FrozenValues
+from features.grains import Workbench
+from features.localtime import EPOCH, local_day, local_time
+from features.orders import MICRO
+from features.segments import SEGMENT_FEATURES, segments
+from features.spine import Scratch, forever, load_spine, visible
+from features.tables import Tables
+
+_TABLE_OF = {"purchase": "transactions", "event": "events", "offer": "exposures"}
+_SEGMENT_COLUMNS = {"stage": "lifecycle_stage"}
+_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+@dataclass(frozen=True)
+class Matches:
+    """What `match` found for each row of a spine.
+
+    met: a boolean column per filter; tier: the tier, None where nothing can be said; missing: what
+    is NULL for everyone because a table is absent. Row i belongs to row i of the spine.
+    """
+
+    met: pd.DataFrame
+    tier: pd.Series[Any]
+    missing: tuple[str, ...]
+
+
+def customer_columns(tables: Tables) -> dict[str, ValueKind] | None:
+    """Columns of the customers table that a filter may name; None without such a table."""
+    if tables.customers is None:
+        return None
+    found: dict[str, ValueKind] = {}
+    for name, dtype in tables.customers.schema().items():
+        if dtype.is_boolean():
+            found[name] = "boolean"
+        elif dtype.is_numeric():
+            found[name] = "number"
+        elif dtype.is_string():
+            found[name] = "text"
+        elif dtype.is_timestamp() or dtype.is_date():
+            found[name] = "time"
+    return found
+
+
+def match(
+    tables: Tables,
+    spine: pd.DataFrame,
+    nodes: Mapping[str, Node],
+    config: Config,
+    frozen: FrozenValues,
+) -> Matches:
+    """Evaluate filters for each row of a spine, from rows strictly before its moment.
+
+    Args:
+        tables: the source's tables.
+        spine: columns customer_id and as_of (UTC), as for `build_features`.
+        nodes: parsed filters by name.
+        config: time zone, offers, weekend overrides.
+        frozen: population values, fitted earlier.
+    """
+    leaves = list(dict.fromkeys(leaf for node in nodes.values() for leaf in _leaves(node)))
+    values, missing = _values(tables, spine, leaves, config, frozen)
+    absent = {
+        name
+        for name in ("transactions", "events", "exposures", "customers")
+        if getattr(tables, name) is None
+    }
+    for leaf in leaves:
+        if isinstance(leaf, Count) and _TABLE_OF[leaf.of] in absent:
+            missing.append(leaf.of)
+        elif isinstance(leaf, Compare) and leaf.of == "customer" and tables.customers is None:
+            missing.append(f"customer.{leaf.name}")
+    with Scratch(tables.con) as scratch:
+        loaded = load_spine(spine, config.timezone, scratch)
+        work = Workbench(tables, loaded, config, frozen, scratch)
+        wide = loaded.rows.select("row")
+        if len(values.columns):
+            wide = _beside(wide, ibis.memtable(_arrow(values)))
+        counters: dict[Count, str] = {}
+        for of in ("purchase", "event", "offer"):
+            own = [n for n in leaves if isinstance(n, Count) and n.of == of]
+            if not own or _TABLE_OF[of] in absent:
+                continue
+            names = {leaf: f"{of}_{i}" for i, leaf in enumerate(own)}
+            counters |= names
+            wide = _beside(wide, _counts(work, of, names))
+            wide = wide.mutate(**{name: wide[name].fill_null(0) for name in names.values()})
+        columns = [n.name for n in leaves if isinstance(n, Compare) and n.of == "customer"]
+        if columns and tables.customers is not None:
+            wide = _beside(wide, _customers(work, list(dict.fromkeys(columns))))
+        conditions = {
+            f"met_{i}": _condition(node, wide, counters).name(f"met_{i}")
+            for i, node in enumerate(nodes.values())
+        }
+        found = wide.select("row", **conditions).to_pyarrow().sort_by("row")
+    met = {
+        name: np.asarray(found[f"met_{i}"].to_numpy(), dtype=bool) for i, name in enumerate(nodes)
+    }
+    tier = values.get("segment_tier", pd.Series([None] * len(spine), dtype=object))
+    return Matches(
+        pd.DataFrame(met, index=pd.RangeIndex(len(spine)), columns=list(nodes)),
+        tier,
+        tuple(dict.fromkeys(missing)),
+    )
+
+
+def _leaves(node: Node) -> Iterable[Compare | Member | Count]:
+    if isinstance(node, All | AnyOf):
+        for child in node.nodes:
+            yield from _leaves(child)
+    elif isinstance(node, Not):
+        yield from _leaves(node.node)
+    else:
+        yield node
+
+
+def _values(
+    tables: Tables,
+    spine: pd.DataFrame,
+    leaves: Sequence[Node],
+    config: Config,
+    frozen: FrozenValues,
+) -> tuple[pd.DataFrame, list[str]]:
+    """Features and segments that filters compare, and the tier; and what is missing of them.
+
+    Columns: feature_<name>, segment_<scheme>.
+    """
+    named = [n.name for n in leaves if isinstance(n, Compare) and n.of == "feature"]
+    wanted = list(dict.fromkeys(["tier", *(n.scheme for n in leaves if isinstance(n, Member))]))
+    with_orders = tables.transactions is not None
+    needed = list(dict.fromkeys([*named, *(SEGMENT_FEATURES if with_orders else ())]))
+    data: dict[str, Any] = {}
+    missing: list[str] = []
+    if needed:
+        built = build_features(tables, spine[["customer_id", "as_of"]], needed, config, frozen)
+        data = {f"feature_{name}": built.frame[name] for name in named}
+        missing = [name for name in built.missing if name in named]
+        if with_orders:
+            found = segments(built.frame, frozen, config.segments)
+            data |= {f"segment_{s}": found[_SEGMENT_COLUMNS.get(s, s)] for s in wanted}
+    if not with_orders:
+        missing += [f"segment {scheme}" for scheme in wanted if scheme != "tier"]
+        missing += ["segment tier" for n in leaves if isinstance(n, Member) and n.scheme == "tier"]
+    return pd.DataFrame(data, index=pd.RangeIndex(len(spine))), missing
+
+
+def _arrow(values: pd.DataFrame) -> pa.Table:
+    """The values with their row; NaN is NULL, and a column of NULLs alone keeps a type."""
+    columns: dict[str, Any] = {"_row": pa.array(np.arange(len(values), dtype=np.int64))}
+    for name, column in values.items():
+        if column.dtype == object:
+            columns[str(name)] = pa.array(column, type=pa.string(), from_pandas=True)
+        else:
+            columns[str(name)] = pa.array(
+                column.to_numpy(dtype=np.float64), type=pa.float64(), from_pandas=True
+            )
+    return pa.table(columns)
+
+
+def _beside(wide: ir.Table, other: ir.Table) -> ir.Table:
+    """Left join by row; `other` has at most one row of each `_row`."""
+    return wide.left_join(other, wide.row == other._row).drop("_row")
+
+
+def _counts(work: Workbench, of: str, names: Mapping[Count, str]) -> ir.Table:
+    """A counter per node: order days (purchase) or rows (event, offer) that hold its keys."""
+    facts = {"purchase": _purchases, "event": _events, "offer": _offers}[of](work, list(names))
+    # What no node wants at any age is dropped before the join with the spine.
+    wanted = functools.reduce(operator.or_, (facts[f"holds_{i}"] for i in range(len(names))))
+    seen = visible(work.spine, facts.filter(wanted))
+    holds = {}
+    for i, leaf in enumerate(names):
+        hold = seen[f"holds_{i}"]
+        if leaf.ages is not None:
+            hold = hold & (seen.age >= leaf.ages[0]) & (seen.age <= leaf.ages[1])
+        holds[f"holds_{i}"] = hold.cast("int64")
+    if of == "purchase":  # days count, not lines
+        seen = seen.group_by(["row", "day"]).agg(**{k: v.max() for k, v in holds.items()})
+        holds = {k: seen[k] for k in holds}
+    counted = seen.group_by("row").agg(
+        **{name: holds[f"holds_{i}"].sum() for i, name in enumerate(names.values())}
+    )
+    return counted.rename(_row="row")
+
+
+def _hold(
+    table: ir.Table, leaves: Sequence[Count], condition: Callable[[str, Any], ir.Value]
+) -> dict[str, ir.Value]:
+    """holds_<i>: whether a row holds all keys of leaf i; an unknown value holds none."""
+    found: dict[str, ir.Value] = {}
+    for i, leaf in enumerate(leaves):
+        parts = [condition(key, values).fill_null(False) for key, values in leaf.keys]
+        found[f"holds_{i}"] = functools.reduce(operator.and_, parts, ibis.literal(True))
+    return found
+
+
+def _purchases(work: Workbench, leaves: Sequence[Count]) -> ir.Table:
+    items = work.items
+    if any(key == "min_order_value" for leaf in leaves for key, _ in leaf.keys):
+        paid = work.versions.select(_version="version", order_paid="paid")
+        items = items.join(paid, items.version == paid._version).drop("_version")
+
+    def condition(key: str, values: Any) -> ir.Value:
+        if key in LINE_COLUMNS:
+            return items[LINE_COLUMNS[key]].isin(values)
+        if key == "kind":
+            return items.coupon_id.isin(_coupons(work.config, values))
+        if key == "daypart":
+            return _daypart(local_time(items.order_at, work.offsets).hour()).isin(values)
+        if key == "workday":
+            weekend = _weekend(items.day, work.config)
+            return ~weekend if values[0] else weekend
+        return items.order_paid >= round(values[0] * MICRO)
+
+    return items.select("customer", "day", "since", "until", **_hold(items, leaves, condition))
+
+
+def _daypart(hour: ir.Value) -> ir.Value:
+    """Whole hours, inclusive: morning 06-10, lunch 11-13, afternoon 14-16, evening 17-20."""
+    return ibis.cases(
+        (hour.between(6, 10), "morning"),
+        (hour.between(11, 13), "lunch"),
+        (hour.between(14, 16), "afternoon"),
+        (hour.between(17, 20), "evening"),
+        else_="night",
+    )
+
+
+def _weekend(day: ir.Value, config: Config) -> ir.Value:
+    # 1970-01-01, day 0, was a Thursday; the second modulo serves days before it.
+    weekend = ((day + 3) % 7 + 7) % 7 >= 5
+    for text, is_weekend in config.features.weekend_overrides.items():
+        here = day == (date.fromisoformat(text) - EPOCH).days
+        weekend = (weekend | here) if is_weekend else (weekend & ~here)
+    return weekend
+
+
+def _events(work: Workbench, leaves: Sequence[Count]) -> ir.Table:
+    assert work.tables.events is not None, "the caller looked"
+    events = work.tables.events.join(work.spine.customers, "customer_id")
+    columns = {"type": events.type, "campaign": events.campaign_id}
+    return _dated(
+        work,
+        events,
+        events.occurred_at,
+        _hold(events, leaves, lambda key, values: columns[key].isin(values)),
+    )
+
+
+def _offers(work: Workbench, leaves: Sequence[Count]) -> ir.Table:
+    """Exposures that issued an offer: neither control nor a reminder of an earlier one."""
+    assert work.tables.exposures is not None, "the caller looked"
+    rows = work.tables.exposures.filter(
+        lambda e: (e.arm != CONTROL) & (e.variant != "reminder").fill_null(True)
+    )
+    given = rows.join(work.spine.customers, "customer_id")
+
+    def condition(key: str, values: Any) -> ir.Value:
+        if key == "campaign":
+            return given.campaign_id.isin(values)
+        return given.arm.isin(values if key == "arm" else _coupons(work.config, values))
+
+    return _dated(work, given, given.assigned_at, _hold(given, leaves, condition))
+
+
+def _dated(
+    work: Workbench, rows: ir.Table, time: ir.Value, holds: Mapping[str, ir.Value]
+) -> ir.Table:
+    return rows.select(
+        customer=rows.customer,
+        day=local_day(time, work.offsets),
+        since=time.cast("timestamp(6)"),
+        until=forever(),
+        **holds,
+    )
+
+
+def _customers(work: Workbench, names: Sequence[str]) -> ir.Table:
+    """Columns of the customers table; a customer who joins later is not known yet."""
+    assert work.tables.customers is not None, "the caller looked"
+    rows = work.tables.customers.join(work.spine.customers, "customer_id")
+    always = ibis.timestamp("1677-09-22T00:00:00").cast("timestamp(6)")
+    columns: dict[str, ir.Value] = {}
+    for name in names:
+        value = rows[name]
+        if value.type().is_floating():
+            value = ibis.ifelse(value.isnan(), ibis.null(value.type()), value)
+        elif value.type().is_date():
+            value = value.cast("timestamp(6)")
+        columns[f"customer_{name}"] = value
+    facts = rows.select(
+        customer=rows.customer,
+        day=ibis.literal(0, type="int64"),
+        since=rows.joined_at.cast("timestamp(6)").fill_null(always),
+        until=forever(),
+        **columns,
+    )
+    return visible(work.spine, facts).select("row", *columns).rename(_row="row")
+
+
+def _coupons(config: Config, kinds: Sequence[str]) -> list[str]:
+    return [offer.coupon_id for offer in config.offers if offer.kind in kinds]
+
+
+def _condition(node: Node, wide: ir.Table, counters: Mapping[Count, str]) -> Any:
+    """A node as a boolean that is never NULL."""
+    if isinstance(node, All | AnyOf):
+        join = operator.and_ if isinstance(node, All) else operator.or_
+        return functools.reduce(join, (_condition(n, wide, counters) for n in node.nodes))
+    if isinstance(node, Not):
+        return ~_condition(node.node, wide, counters)
+    if isinstance(node, Count):
+        if node not in counters:
+            return ibis.literal(False)
+        count = wide[counters[node]]
+        enough = count >= node.least
+        return enough if node.most is None else enough & (count <= node.most)
+    values: tuple[Any, ...]
+    if isinstance(node, Member):
+        name, op, values = f"segment_{node.scheme}", "in", node.ids
+    else:
+        name, op, values = f"{node.of}_{node.name}", node.op, node.values
+    if name not in wide.columns:  # of a table that is absent
+        return ibis.literal(op == "is_null")
+    column = wide[name]
+    if op == "is_null":
+        return column.isnull()
+    if op == "in":
+        return column.isin(values).fill_null(False)
+    if op == "between":
+        return column.between(*values).fill_null(False)
+    return _COMPARE[op](column, values[0]).fill_null(False)
