@@ -66,7 +66,7 @@ def feature_table(
         nothing = pd.Series([None] * len(frame), dtype=object)
         frame["tier"], frame["lifecycle_stage"] = nothing, nothing
     else:
-        found = segments(built.frame, frozen)
+        found = segments(built.frame, frozen, config.segments)
         frame["tier"], frame["lifecycle_stage"] = found["tier"], found["lifecycle_stage"]
     return frame, tuple(name for name in built.missing if name in names)
 

@@ -13,17 +13,27 @@ import numpy.typing as npt
 import pandas as pd
 
 from features.build import compute, present_tables
+from features.catalogue.response import PRIOR_OFFERS
 from features.config import Config
 from features.errors import DataError
-from features.grains import Workbench, offers, order_days
-from features.registry import closure
+from features.grains import Workbench, order_days
+from features.registry import available, closure
 from features.spine import Scratch, load_spine, naive_utc, seen_customers
 from features.tables import Tables
 
 DEFAULT_GAP_DAYS = 30.0
-HIGH_SPEND_QUANTILE = 0.80
 TERCILES = (1 / 3, 2 / 3)
-CUT_FEATURES = ("spend_total", "orders_total", "recency_days", "order_days_365d", "spend_365d")
+QUINTILES = (0.2, 0.4, 0.6, 0.8)
+AXES = {
+    "recency": "recency_days",
+    "frequency": "order_days_365d",
+    "monetary": "spend_365d",
+}
+# Low responders are the bottom 40% of the response rate, high ones the top 20%.
+RESPONSE_QUANTILES = (0.4, 0.8)
+MIN_MATURED_OFFERS = 3
+CUT_FEATURES = ("spend_total", "orders_total", *AXES.values())
+OFFER_COUNTS = ("matured_offers_365d", "responded_offers_365d")
 
 
 @dataclass(frozen=True)
@@ -33,10 +43,13 @@ class FrozenValues:
     version: name of this set of values; at: the reference date, UTC (None: not fitted).
     median_gap_days: median gap between successive order days (m), days.
     response_rate: share of matured offers of age ≤ 365 that were responded to (p).
-    spend_high: 0.80 quantile of spend_total among customers with a valid order; currency.
+    spend_high: quantile of spend_total (`segments.high_spend_quantile`) among customers with a
+    valid order; currency.
     recency_median, frequency_median, monetary_median: of recency_days, order_days_365d and
     spend_365d among customers with an order day in 365 days.
-    recency_cuts, frequency_cuts, monetary_cuts: their terciles, ascending.
+    recency_cuts, frequency_cuts, monetary_cuts: their terciles, ascending; *_quintiles likewise.
+    response_low, response_high: 0.40 and 0.80 quantile of response_rate_365d among customers with
+    at least three matured offers of age ≤ 365.
 
     A cut that could not be fitted is None (or no cuts): nothing passes it.
     """
@@ -52,6 +65,17 @@ class FrozenValues:
     recency_cuts: tuple[float, ...] = ()
     frequency_cuts: tuple[float, ...] = ()
     monetary_cuts: tuple[float, ...] = ()
+    recency_quintiles: tuple[float, ...] = ()
+    frequency_quintiles: tuple[float, ...] = ()
+    monetary_quintiles: tuple[float, ...] = ()
+    response_low: float | None = None
+    response_high: float | None = None
+
+    def score_cuts(self, levels: int) -> tuple[tuple[float, ...], ...]:
+        """Cuts of recency, frequency and money for scores of 3 or 5 levels."""
+        if levels == 5:
+            return self.recency_quintiles, self.frequency_quintiles, self.monetary_quintiles
+        return self.recency_cuts, self.frequency_cuts, self.monetary_cuts
 
     def to_json(self) -> str:
         """One JSON object; `at` as ISO 8601 in UTC."""
@@ -73,8 +97,9 @@ class FrozenValues:
                 raise ValueError(f"an object with the keys {', '.join(sorted(names))}")
             if values["at"] is not None:
                 values["at"] = datetime.fromisoformat(values["at"]).astimezone(UTC)
-            for name in ("recency_cuts", "frequency_cuts", "monetary_cuts"):
-                values[name] = tuple(float(v) for v in values[name])
+            for name, value in values.items():
+                if isinstance(value, list):
+                    values[name] = tuple(float(v) for v in value)
             return cls(**values)
         except (ValueError, TypeError) as error:
             raise DataError(
@@ -103,17 +128,11 @@ def fit_frozen(tables: Tables, at: datetime, config: Config) -> FrozenValues:
             gaps = _gaps(days["row"].to_numpy(), days["day"].to_numpy())
             if len(gaps):
                 values["median_gap_days"] = _round(np.median(gaps))
+            names = [n for n in (*CUT_FEATURES, *OFFER_COUNTS) if available(n, present)]
+            frame = pd.DataFrame(compute(work, closure(names)))
+            values |= _cuts(frame, config.segments.high_spend_quantile)
             if "exposures" in present:
-                given = offers(work)
-                recent = given.filter(given.age <= 365)
-                sums = recent.agg(
-                    matured=recent.count(where=recent.matured),
-                    responded=recent.count(where=recent.responded),
-                ).to_pyarrow()
-                matured, responded = (sums[c][0].as_py() for c in ("matured", "responded"))
-                if matured:
-                    values["response_rate"] = _round(responded / matured)
-            values |= _cuts(work)
+                values |= _responses(*(frame[name].to_numpy() for name in OFFER_COUNTS))
     at_utc = moment.replace(tzinfo=UTC)
     digest = hashlib.sha256(FrozenValues("", at_utc, **values).to_json().encode()).hexdigest()
     return FrozenValues(f"{moment:%Y%m%d}-{digest[:8]}", at_utc, **values)
@@ -127,22 +146,35 @@ def _gaps(row: npt.NDArray[np.int64], day: npt.NDArray[np.int64]) -> npt.NDArray
     return gaps
 
 
-def _cuts(work: Workbench) -> dict[str, Any]:
-    frame = pd.DataFrame(compute(work, closure(CUT_FEATURES)))
+def _cuts(frame: pd.DataFrame, high_spend: float) -> dict[str, Any]:
     buyers = frame.loc[frame["orders_total"] > 0, "spend_total"]
     recent = frame[frame["order_days_365d"] > 0]
     cuts: dict[str, Any] = {}
     if len(buyers):
-        cuts["spend_high"] = _round(np.quantile(buyers, HIGH_SPEND_QUANTILE))
+        cuts["spend_high"] = _round(np.quantile(buyers, high_spend))
     if len(recent):
-        for axis, name in (
-            ("recency", "recency_days"),
-            ("frequency", "order_days_365d"),
-            ("monetary", "spend_365d"),
-        ):
+        for axis, name in AXES.items():
             cuts[f"{axis}_median"] = _round(np.median(recent[name]))
-            cuts[f"{axis}_cuts"] = tuple(_round(v) for v in np.quantile(recent[name], TERCILES))
+            for kind, points in (("cuts", TERCILES), ("quintiles", QUINTILES)):
+                found = np.quantile(recent[name], points)
+                cuts[f"{axis}_{kind}"] = tuple(_round(v) for v in found)
     return cuts
+
+
+def _responses(
+    matured: npt.NDArray[np.float64], responded: npt.NDArray[np.float64]
+) -> dict[str, float]:
+    """Response rate of the population, and the cuts of the customers' own rates."""
+    if not matured.sum():
+        return {}
+    rate = _round(responded.sum() / matured.sum())
+    values = {"response_rate": rate}
+    known = matured >= MIN_MATURED_OFFERS
+    if known.any():
+        own = (responded[known] + PRIOR_OFFERS * rate) / (matured[known] + PRIOR_OFFERS)
+        low, high = np.quantile(own, RESPONSE_QUANTILES)
+        values |= {"response_low": _round(low), "response_high": _round(high)}
+    return values
 
 
 def _round(value: Any) -> float:

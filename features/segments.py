@@ -1,15 +1,18 @@
 """Segments of a feature frame: tier, RFM class and scores, lifecycle stage.
 
-Rules and names: customer segmentation of the product's rules (tiers, eight-class RFM, stages).
+The rules in words, and the names, are in docs/segments.md.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from features.errors import ConfigError, DataError
+from features.config import TIERS, SegmentsConfig
+from features.errors import DataError
 from features.frozen import FrozenValues
 
 Flags = npt.NDArray[np.bool_]
@@ -25,58 +28,40 @@ SEGMENT_FEATURES = (
     "spend_total",
     "overdue_ratio",
 )
-TIERS = ("prospect", "lost", "sleeping", "champion", "new", "potential", "regular")
 TIER_DETAILS = ("single_cooling", "five_orders", "frequent_low_value", "champion_cooling")
+LOPSIDED = 0.05
 STAGES = ("lost", "declining", "mature", "growth", "novice")
 RFM_CLASSES = ("HHH", "HLH", "LHH", "LLH", "HHL", "HLL", "LHL", "LLL", "prospect")
 
 
-def segments(
-    frame: pd.DataFrame, frozen: FrozenValues, *, frequency_unit: str = "order_day"
-) -> pd.DataFrame:
+def segments(frame: pd.DataFrame, frozen: FrozenValues, rules: SegmentsConfig) -> pd.DataFrame:
     """Segments of each row of a frame that has the columns `SEGMENT_FEATURES`.
 
     Columns: tier, tier_detail (None where there is none), lifecycle_stage, rfm_class, r_score,
-    f_score, m_score (1 low to 3 high, NaN for prospects). `frequency_unit` (order_day or order)
-    says what counts as n in tiers.
+    f_score, m_score (1 low to 3 or 5 high, NaN for prospects). `rules` is the configuration's
+    section `segments`; its precedence, unit, cuts and levels hold.
 
     Raises:
         DataError: the frame lacks a column.
-        ConfigError: an unknown frequency_unit.
     """
-    lacking = [name for name in SEGMENT_FEATURES if name not in frame.columns]
-    if lacking:
-        raise DataError(
-            "feature frame",
-            expected=f"the columns {', '.join(SEGMENT_FEATURES)}",
-            found=f"no {', '.join(lacking)}",
-            remedy="Build these features too.",
-        )
-    if frequency_unit not in ("order_day", "order"):
-        raise ConfigError(
-            "frequency_unit",
-            expected="order_day or order",
-            found=repr(frequency_unit),
-            remedy="Write one of them.",
-        )
-    f = {name: frame[name].to_numpy(dtype=np.float64) for name in SEGMENT_FEATURES}
+    f = numbers(frame, SEGMENT_FEATURES)
     buyer = f["orders_total"] > 0
-    n = f["order_days_total"] if frequency_unit == "order_day" else f["orders_total"]
-    tier, detail = tiers(
-        f["recency_days"], n, f["tenure_days"], _reaches(f["spend_total"], frozen.spend_high), buyer
-    )
-    r_score = _score(-f["recency_days"], tuple(-cut for cut in frozen.recency_cuts))
-    f_score = _score(f["order_days_365d"], frozen.frequency_cuts)
-    m_score = _score(f["spend_365d"], frozen.monetary_cuts)
+    n = f["order_days_total"] if rules.frequency_unit == "order_day" else f["orders_total"]
+    high = f["spend_total"] >= _cut(frozen.spend_high)
+    tier, detail = tiers(f["recency_days"], n, f["tenure_days"], high, buyer, rules.tier_order)
+    r_cut, f_cut, m_cut = _class_cuts(frozen, rules)
     rfm_class = rfm_classes(
-        f["recency_days"] < _cut(frozen.recency_median),
-        f["order_days_365d"] > _cut(frozen.frequency_median),
-        f["spend_365d"] > _cut(frozen.monetary_median),
-        buyer,
+        f["recency_days"] < r_cut, f["order_days_365d"] > f_cut, f["spend_365d"] > m_cut, buyer
     )
-    stage = stages(f["recency_days"], f["order_days_total"], f["overdue_ratio"], m_score == 3)
+    top = spend_level(f["spend_365d"], frozen) == 3
+    stage = stages(f["recency_days"], f["order_days_total"], f["overdue_ratio"], top)
+    r_cuts, f_cuts, m_cuts = frozen.score_cuts(rules.score_levels)
+    scores = {
+        "r_score": _score(-f["recency_days"], [-cut for cut in r_cuts]),
+        "f_score": _score(f["order_days_365d"], f_cuts),
+        "m_score": _score(f["spend_365d"], m_cuts),
+    }
     texts = {"tier": tier, "tier_detail": detail, "lifecycle_stage": stage, "rfm_class": rfm_class}
-    scores = {"r_score": r_score, "f_score": f_score, "m_score": m_score}
     columns = {name: pd.Series(v, frame.index, dtype=object) for name, v in texts.items()}
     columns |= {
         name: pd.Series(np.where(buyer, v, np.nan), frame.index) for name, v in scores.items()
@@ -84,13 +69,36 @@ def segments(
     return pd.DataFrame(columns, index=frame.index)
 
 
+def numbers(frame: pd.DataFrame, names: Sequence[str]) -> dict[str, Numbers]:
+    """The named columns as float64 arrays.
+
+    Raises:
+        DataError: the frame lacks a column.
+    """
+    lacking = [name for name in names if name not in frame.columns]
+    if lacking:
+        raise DataError(
+            "feature frame",
+            expected=f"the columns {', '.join(names)}",
+            found=f"no {', '.join(lacking)}",
+            remedy="Build these features too.",
+        )
+    return {name: frame[name].to_numpy(dtype=np.float64) for name in names}
+
+
 def tiers(
-    r: Numbers, n: Numbers, t: Numbers, high: Flags, buyer: Flags
+    r: Numbers,
+    n: Numbers,
+    t: Numbers,
+    high: Flags,
+    buyer: Flags,
+    order: Sequence[str] = TIERS,
 ) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.object_]]:
     """Tier and tier detail; the first rule that matches, bounds inclusive.
 
     r: recency_days; n: order days (or orders); t: tenure_days; high: spend at or above the cut;
-    buyer: has a valid order.
+    buyer: has a valid order. order: the tiers by precedence, of which `regular`, the last, takes
+    who matches no rule; so who is regular, and the details, do not depend on the order.
     """
     rules = {
         "prospect": ~buyer,
@@ -100,7 +108,7 @@ def tiers(
         "new": t <= 30,
         "potential": (r <= 90) & (n >= 2) & (n <= 4),
     }
-    tier = _first(rules, "regular")
+    tier = _first({name: rules[name] for name in order if name != "regular"}, "regular")
     regular = tier == "regular"
     details = {
         "single_cooling": regular & (n == 1) & (r >= 31) & (r <= 89),
@@ -138,7 +146,40 @@ def _first(rules: dict[str, Flags], otherwise: str | None) -> npt.NDArray[np.obj
     return chosen
 
 
-def _score(values: Numbers, cuts: tuple[float, ...]) -> npt.NDArray[np.int64]:
+def spend_level(spend_365d: Numbers, frozen: FrozenValues) -> npt.NDArray[np.int64]:
+    """1 low, 2 middle, 3 high by the frozen terciles, whatever `score_levels` says.
+
+    Stages and the churn warning are defined by thirds.
+    """
+    return _score(spend_365d, frozen.monetary_cuts)
+
+
+def rfm_warnings(found: pd.DataFrame) -> list[str]:
+    """A sentence for each axis of the RFM classes with under 5% of buyers on a side."""
+    classes = found.loc[found["rfm_class"] != "prospect", "rfm_class"].astype(str)
+    warnings = []
+    for i, axis in enumerate(("recency", "frequency", "monetary")):
+        high = float((classes.str[i] == "H").mean()) if len(classes) else 0.5
+        if min(high, 1 - high) < LOPSIDED:
+            warnings.append(
+                f"RFM axis {axis}: {100 * high:.1f}% of buyers are high, {100 - 100 * high:.1f}% "
+                f"low; a side of under {100 * LOPSIDED:.0f}% says little. Other cuts: "
+                "segments.rfm_method fixed with segments.rfm_cuts."
+            )
+    return warnings
+
+
+def _class_cuts(frozen: FrozenValues, rules: SegmentsConfig) -> tuple[float, float, float]:
+    if rules.rfm_method == "fixed" and rules.rfm_cuts is not None:
+        return rules.rfm_cuts.recency, rules.rfm_cuts.frequency, rules.rfm_cuts.monetary
+    return (
+        _cut(frozen.recency_median),
+        _cut(frozen.frequency_median),
+        _cut(frozen.monetary_median),
+    )
+
+
+def _score(values: Numbers, cuts: Sequence[float]) -> npt.NDArray[np.int64]:
     """1 plus the number of cuts strictly beaten."""
     beaten = np.zeros(len(values), dtype=np.int64)
     for cut in cuts:
@@ -148,7 +189,3 @@ def _score(values: Numbers, cuts: tuple[float, ...]) -> npt.NDArray[np.int64]:
 
 def _cut(value: float | None) -> float:
     return np.nan if value is None else value
-
-
-def _reaches(values: Numbers, cut: float | None) -> Flags:
-    return values >= _cut(cut)

@@ -118,7 +118,7 @@ def from_tables(
     stage = tier
     rfm = np.full((len(spine), len(RFM)), np.nan)
     if segmented:
-        segment = segments(frame, frozen)
+        segment = segments(frame, frozen, config.segments)
         tier, stage = segment["tier"], segment["lifecycle_stage"]
         rfm = frame[list(RFM)].to_numpy(dtype=np.float64, na_value=np.nan)
     X = bundle.schema.encode(frame)[order]

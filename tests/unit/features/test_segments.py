@@ -9,15 +9,14 @@ import pandas as pd
 import pytest
 
 from features.build import build_features
-from features.config import Config
-from features.errors import ConfigError, DataError
+from features.config import TIERS, Config, SegmentsConfig
+from features.errors import DataError
 from features.frozen import FrozenValues
 from features.segments import (
     RFM_CLASSES,
     SEGMENT_FEATURES,
     STAGES,
     TIER_DETAILS,
-    TIERS,
     rfm_classes,
     segments,
     stages,
@@ -27,6 +26,7 @@ from features.spine import all_customers
 from features.tables import Tables
 from tests.unit.features.worked_example import AS_OF, SEGMENTS
 
+RULES = SegmentsConfig()
 FROZEN = FrozenValues(
     "fixture",
     median_gap_days=30,
@@ -49,16 +49,14 @@ def frame(example: Tables, example_config: Config) -> pd.DataFrame:
 
 @pytest.mark.parametrize("name", SEGMENTS)
 def test_worked_example(frame: pd.DataFrame, name: str) -> None:
-    found = segments(frame, FROZEN)[name]
+    found = segments(frame, FROZEN, RULES)[name]
     assert [None if pd.isna(v) else v for v in found] == SEGMENTS[name]
 
 
 def test_orders_may_count_instead_of_order_days(frame: pd.DataFrame) -> None:
-    by_order = segments(frame, FROZEN, frequency_unit="order")
+    by_order = segments(frame, FROZEN, SegmentsConfig(frequency_unit="order"))
     assert by_order["tier"][6] == "champion"
     assert by_order["tier_detail"][6] is None
-    with pytest.raises(ConfigError, match="expected order_day or order, found 'visit'"):
-        segments(frame, FROZEN, frequency_unit="visit")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +143,7 @@ def test_rfm_examples_with_fixed_cuts(r: float, f: float, m: float, rfm: str) ->
     frame = pd.DataFrame(1.0, index=[0], columns=list(SEGMENT_FEATURES))
     frame["recency_days"], frame["order_days_365d"], frame["spend_365d"] = float(r), float(f), m
     frozen = FrozenValues("fixed", recency_median=60, frequency_median=3, monetary_median=500)
-    assert segments(frame, frozen)["rfm_class"].tolist() == [rfm]
+    assert segments(frame, frozen, RULES)["rfm_class"].tolist() == [rfm]
     assert rfm in RFM_CLASSES
 
 
@@ -155,17 +153,18 @@ def test_rfm_class_of_a_prospect() -> None:
 
 
 def test_unfitted_cuts_let_nobody_pass(frame: pd.DataFrame) -> None:
-    found = segments(frame, FrozenValues())
+    found = segments(frame, FrozenValues(), RULES)
     assert "champion" not in set(found["tier"])
     assert set(found["rfm_class"]) == {"LLL", "prospect"}
     assert set(found["m_score"].dropna()) == {1.0}
 
 
 def test_a_lacking_feature_is_named() -> None:
+    lacking = pd.DataFrame(columns=[c for c in SEGMENT_FEATURES if c != "spend_total"])
     with pytest.raises(DataError, match=r"found no spend_total\."):
-        segments(pd.DataFrame(columns=[c for c in SEGMENT_FEATURES if c != "spend_total"]), FROZEN)
+        segments(lacking, FROZEN, RULES)
 
 
 def test_no_rows() -> None:
-    found = segments(pd.DataFrame(columns=list(SEGMENT_FEATURES), dtype=float), FROZEN)
+    found = segments(pd.DataFrame(columns=list(SEGMENT_FEATURES), dtype=float), FROZEN, RULES)
     assert len(found) == 0
