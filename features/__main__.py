@@ -1,4 +1,4 @@
-"""Commands on features: `python -m features build` and `python -m features check`."""
+"""Commands on features: `python -m features build`, `check` and `audience`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from features import audience_command
 from features.build import build_features
 from features.config import Config, load_config, parse_time
 from features.errors import ConfigError, InputError
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from features import check  # reads every table; the build does not need it
 
             return int(check.run(config))
+        if args.command == "audience":
+            return audience_command.run(config, args)
         given = None if args.as_of is None else parse_time(args.as_of, "--as-of")
         return _build(config, config.as_of(given), Path(args.out))
     except InputError as error:
@@ -128,12 +131,14 @@ def _build(config: Config, as_of: datetime, out: Path) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m features", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="build|check")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="build|check|audience")
     build = commands.add_parser("build", help="write the feature table of all customers")
     build.add_argument("--as-of", help="moment, ISO 8601, UTC; default: source.as_of")
     build.add_argument("--out", required=True, help="Parquet file to write")
     check = commands.add_parser("check", help="check the data before any training")
-    for command in (build, check):
+    audience = commands.add_parser("audience", help="the customers who meet a filter")
+    audience_command.add_arguments(audience)
+    for command in (build, check, audience):
         command.add_argument("--config", required=True, help="configuration file")
         command.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key"
