@@ -7,8 +7,9 @@ with a value.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from fractions import Fraction
 from functools import cache
 
 import numpy as np
@@ -17,42 +18,90 @@ import pytest
 
 from features.build import build_features
 from features.config import Config
-from features.frozen import FrozenValues
-from features.registry import CATALOGUE
+from features.frozen import FrozenValues, fit_frozen
+from features.registry import CATALOGUE, HELPERS, Feature
+from features.tables import Tables
 from tests.unit.features.conftest import make_config, make_tables
-from tests.unit.features.oracle import Row, features_of
+from tests.unit.features.oracle import features_of, helpers_of
+from tests.unit.features.oracle_history import (
+    Row,
+    Settings,
+    is_purchase,
+    launches_of,
+    reference_prices,
+)
 from tests.unit.features.random_shop import (
     CUSTOMERS,
+    FEATURES,
+    HOLIDAYS,
+    LAUNCHES,
     NOTHING,
+    OFFERS,
+    REFERENCE,
+    STAGE_CLOCKS,
+    make_customers,
+    make_events,
     make_exposures,
+    make_line,
     make_lines,
     make_spine,
 )
 
 FROZEN = FrozenValues("test", median_gap_days=21.5, response_rate=0.125)
 CASES = [(1, "UTC"), (2, "Europe/Berlin"), (3, "America/New_York")]
-OVERRIDES = {"2025-02-01": False, "2025-02-03": True, "2023-10-29": False}
+FEATURES_AND_HELPERS: dict[str, Feature] = {**CATALOGUE, **HELPERS}
+NAMES = list(FEATURES_AND_HELPERS)
+TIMES = {"transactions": "transacted_at", "exposures": "assigned_at", "events": "occurred_at"}
+# Features of the moment alone: a customer without history has them too.
+OF_THE_CALENDAR = ["holiday_next_days"]
+Rows = dict[str, list[Row]]
 
 
 @dataclass(frozen=True)
 class Shop:
-    lines: list[Row]
-    exposures: list[Row]
+    """The rows of each table, moments, and what is fixed in a build."""
+
+    rows: Rows
     spine: pd.DataFrame
     config: Config
+    frozen: FrozenValues
+    prices: dict[str, list[Fraction]]
 
-    def build(
-        self, lines: list[Row] | None = None, exposures: list[Row] | None = None
-    ) -> pd.DataFrame:
-        tables = make_tables(
-            transactions=pd.DataFrame(self.lines if lines is None else lines, dtype=object),
-            exposures=pd.DataFrame(
-                self.exposures if exposures is None else exposures, dtype=object
-            ),
-        )
-        built = build_features(tables, self.spine, list(CATALOGUE), self.config, FROZEN)
+    def tables(self) -> Tables:
+        frames = {name: pd.DataFrame(rows, dtype=object) for name, rows in self.rows.items()}
+        return make_tables(**frames)
+
+    def build(self) -> pd.DataFrame:
+        built = build_features(self.tables(), self.spine, NAMES, self.config, self.frozen)
         assert built.missing == ()
         return built.frame
+
+    def slow(self) -> pd.DataFrame:
+        """The slow way; an absent table is one without rows."""
+        lines = self.rows.get("transactions", [])
+        settings = Settings(
+            zone=self.config.timezone,
+            offers={offer.coupon_id: offer.model_dump() for offer in self.config.offers},
+            median_gap=self.frozen.median_gap_days,
+            response_rate=self.frozen.response_rate,
+            prices=self.prices,
+            launches=launches_of(lines),
+            data_start=min((r["transacted_at"] for r in lines), default=None),
+            weekend_overrides=FEATURES["weekend_overrides"],
+            holidays=tuple(HOLIDAYS),
+            online_channels=tuple(FEATURES["online_channels"]),
+            mobile_payments=tuple(FEATURES["mobile_payments"]),
+            anchors=STAGE_CLOCKS["first"]["anchors"],
+        )
+        found = []
+        for customer, as_of in self.spine.itertuples(index=False):
+            own = [
+                [row for row in self.rows.get(name, []) if row["customer_id"] == customer]
+                for name in (*TIMES, "customers")
+            ]
+            what = (*own[:3], own[3][0] if own[3] else None, as_of.to_pydatetime(), settings)
+            found.append(features_of(*what) | helpers_of(*what))
+        return pd.DataFrame(found, dtype=object)
 
 
 @cache
@@ -60,9 +109,24 @@ def shop(seed: int, zone: str) -> Shop:
     rng = np.random.default_rng(seed)
     lines = make_lines(rng, zone)
     exposures = make_exposures(rng, lines)
-    spine = make_spine(rng, lines, exposures, zone)
-    config = make_config(timezone=zone, features={"weekend_overrides": OVERRIDES})
-    return Shop(lines, exposures, spine, config)
+    events = make_events(rng, exposures)
+    customers = make_customers(rng, zone)
+    rows = {
+        "transactions": lines,
+        "exposures": exposures,
+        "events": events,
+        "customers": customers,
+    }
+    spine = make_spine(rng, zone, lines, exposures, events, customers)
+    config = make_config(timezone=zone, features=FEATURES, offers=OFFERS, stage_clocks=STAGE_CLOCKS)
+    base = Shop(rows, spine, config, FROZEN, reference_prices(lines, REFERENCE))
+    fitted = fit_frozen(base.tables(), REFERENCE, config)
+    return replace(
+        base,
+        frozen=replace(
+            FROZEN, **{n: getattr(fitted, n) for n in ("prices",) if hasattr(fitted, n)}
+        ),
+    )
 
 
 @cache
@@ -70,12 +134,35 @@ def plain(seed: int, zone: str) -> pd.DataFrame:
     return shop(seed, zone).build()
 
 
-def same(found: pd.Series, want: pd.Series) -> None:
+def assert_same(found: pd.Series, want: pd.Series) -> None:
     """Texts and numbers exactly; NULL equals NULL."""
     pd.testing.assert_series_equal(found, want, check_exact=True)
 
 
+def assert_agrees(name: str, found: pd.Series, want: pd.Series, spine: pd.DataFrame) -> None:
+    """Texts exactly, numbers but for rounding; names the rows that differ."""
+    where = spine.assign(found=found, want=want)
+    if FEATURES_AND_HELPERS[name].dtype == "text":
+        wrong = where[[a != b for a, b in zip(found, want, strict=True)]]
+    else:
+        numbers = np.array([math.nan if v is None else v for v in want], dtype=float)
+        wrong = where[~np.isclose(found, numbers, rtol=1e-9, atol=1e-9, equal_nan=True)]
+    assert wrong.empty, wrong.to_string()
+
+
 # --- the future, others, and order: each variation is built once, each feature checked in it ---
+
+
+def _market(lines: list[Row]) -> list[Row]:
+    """What everyone knows of the market: first lines of products, and of all, as a guest's."""
+    launches = launches_of(lines)
+    firsts = [
+        row
+        for row in lines
+        if is_purchase(row) and launches.get(row["product_id"]) == row["transacted_at"]
+    ]
+    firsts.append(min(lines, key=lambda row: row["transacted_at"]))
+    return [row | {"customer_id": "guest"} for row in firsts]
 
 
 @cache
@@ -84,81 +171,99 @@ def _two_futures() -> tuple[pd.DataFrame, pd.DataFrame]:
     base = shop(*CASES[0])
     rng = np.random.default_rng(99)
     spine = base.spine.drop_duplicates("customer_id", ignore_index=True)
-    lines, exposures = [], []
+    rows: Rows = {"transactions": _market(base.rows["transactions"]), "customers": []}
+    rows |= {name: [] for name in TIMES if name not in rows}
+    sold = launches_of(rows["transactions"])
+    profiles = {row["customer_id"]: row for row in base.rows["customers"]}
     for customer, moment in spine.itertuples(index=False):
         at = moment.to_pydatetime()
-        own = [r for r in base.lines if r["customer_id"] == customer and r["transacted_at"] < at]
-        lines += own
-        exposures += [
-            e for e in base.exposures if e["customer_id"] == customer and e["assigned_at"] < at
-        ]
-        order = own[0]["order_id"] if own else "new"
+        own = {
+            name: [
+                row for row in base.rows[name] if row["customer_id"] == customer and row[time] < at
+            ]
+            for name, time in TIMES.items()
+        }
+        for name, past in own.items():
+            rows[name] += past
+        order = own["transactions"][0]["order_id"] if own["transactions"] else "new"
+        known = [p for p in LAUNCHES if p in sold and sold[p] < at] or ["p1"]
         for when in (at, at + timedelta(microseconds=1), at + timedelta(days=3)):
-            later = make_lines(rng, "UTC")[0] | {"customer_id": customer, "transacted_at": when}
+            key = {"customer_id": customer}
+            product = known[int(rng.integers(len(known)))]
+            later = make_line(rng, customer, "later", when, product_id=product)
             back = {"order_id": order, "amount": -999.0, "quantity": -1.0}
-            lines += [later, later | {"order_id": order}, later | back]
-            offer = {"customer_id": customer, "assigned_at": when, "arm": "M199", "variant": None}
-            exposures.append(base.exposures[0] | offer)
-    other = Shop(lines, exposures, spine, base.config).build()
-    return Shop(base.lines, base.exposures, spine, base.config).build(), other
+            rows["transactions"] += [later, later | {"order_id": order}, later | back]
+            offer = key | {"assigned_at": when, "arm": "M20", "variant": None}
+            rows["exposures"].append(base.rows["exposures"][0] | offer)
+            for given in own["exposures"] or base.rows["exposures"][:1]:
+                about = {"campaign_id": given["campaign_id"], "coupon_id": given["arm"]}
+                for kind in ("opened", "clicked", "redeemed", "unsubscribed", "visited"):
+                    event = key | about | {"type": kind, "occurred_at": when}
+                    rows["events"].append(base.rows["events"][0] | event)
+        profile = profiles.get(customer)
+        if profile is None or (profile["joined_at"] is not None and profile["joined_at"] >= at):
+            profile = {"birth_month": 3, "gender": "x", "region": "later", "joined_at": at}
+        rows["customers"].append(profile | {"customer_id": customer})
+    own_future = replace(base, spine=spine)
+    return own_future.build(), replace(own_future, rows=rows).build()
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", NAMES)
 def test_rows_at_or_after_the_moment_change_nothing(name: str) -> None:
     one, other = _two_futures()
-    same(one[name], other[name])
+    assert_same(one[name], other[name])
 
 
 @cache
 def _half_of_the_customers() -> pd.DataFrame:
     base = shop(*CASES[1])
-    return base.build(
-        [r for r in base.lines if r["customer_id"] in CUSTOMERS[::2]],
-        [e for e in base.exposures if e["customer_id"] in CUSTOMERS[::2]],
-    )
+    rows = {
+        name: [row for row in own if row["customer_id"] in CUSTOMERS[::2]]
+        for name, own in base.rows.items()
+    }
+    rows["transactions"] += _market(base.rows["transactions"])
+    return replace(base, rows=rows).build()
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", NAMES)
 def test_other_customers_change_nothing(name: str) -> None:
-    """Frozen values are fixed, so this holds for population features too."""
+    """Frozen values and what is known of the market are fixed, so it holds for every feature."""
     stay = shop(*CASES[1]).spine["customer_id"].isin(CUSTOMERS[::2])
-    same(_half_of_the_customers()[name][stay], plain(*CASES[1])[name][stay])
+    assert_same(_half_of_the_customers()[name][stay], plain(*CASES[1])[name][stay])
 
 
 @cache
 def _shuffled() -> pd.DataFrame:
     base = shop(*CASES[2])
     rng = np.random.default_rng(5)
-    return base.build(
-        [base.lines[i] for i in rng.permutation(len(base.lines))],
-        [base.exposures[i] for i in rng.permutation(len(base.exposures))],
-    )
+    rows = {name: [own[i] for i in rng.permutation(len(own))] for name, own in base.rows.items()}
+    return replace(base, rows=rows).build()
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", NAMES)
 def test_row_order_changes_nothing(name: str) -> None:
-    same(_shuffled()[name], plain(*CASES[2])[name])
+    assert_same(_shuffled()[name], plain(*CASES[2])[name])
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in OF_THE_CALENDAR])
 def test_a_customer_without_history_has_the_declared_value(name: str) -> None:
     spine = shop(*CASES[0]).spine
     values = plain(*CASES[0])[name][spine["customer_id"] == NOTHING]
     assert len(values) > 0
-    none = CATALOGUE[name].none
+    none = FEATURES_AND_HELPERS[name].none
     assert values.isna().all() if none is None else (values == none).all()
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", NAMES)
 def test_dtype_is_as_declared(name: str) -> None:
     values = plain(*CASES[0])[name]
-    if CATALOGUE[name].dtype == "text":
+    if FEATURES_AND_HELPERS[name].dtype == "text":
         assert values.dtype == object
         assert {type(v) for v in values} == {str, type(None)}
         return
     assert values.dtype == "float64"
     assert np.isfinite(values.dropna()).all()
-    if CATALOGUE[name].dtype == "int":
+    if FEATURES_AND_HELPERS[name].dtype == "int":
         assert (values.dropna() % 1 == 0).all()
 
 
@@ -167,40 +272,42 @@ def test_dtype_is_as_declared(name: str) -> None:
 
 @cache
 def slow(seed: int, zone: str) -> pd.DataFrame:
-    base = shop(seed, zone)
-    kinds = {offer.coupon_id: offer.kind for offer in base.config.offers}
-    rows = [
-        features_of(
-            [r for r in base.lines if r["customer_id"] == customer],
-            [e for e in base.exposures if e["customer_id"] == customer],
-            as_of.to_pydatetime(),
-            zone=zone,
-            kinds=kinds,
-            median_gap=FROZEN.median_gap_days,
-            response_rate=FROZEN.response_rate,
-            weekend_overrides=OVERRIDES,
-        )
-        for customer, as_of in base.spine.itertuples(index=False)
-    ]
-    return pd.DataFrame(rows, dtype=object)
+    return shop(seed, zone).slow()
 
 
 @pytest.mark.parametrize(("seed", "zone"), CASES)
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", NAMES)
 def test_agrees_with_the_slow_way(name: str, seed: int, zone: str) -> None:
-    found, want = plain(seed, zone)[name], slow(seed, zone)[name]
-    where = shop(seed, zone).spine.assign(found=found, want=want)
-    if CATALOGUE[name].dtype == "text":
-        wrong = where[[a != b for a, b in zip(found, want, strict=True)]]
-    else:
-        numbers = np.array([math.nan if v is None else v for v in want], dtype=float)
-        wrong = where[~np.isclose(found, numbers, rtol=1e-9, atol=1e-9, equal_nan=True)]
-    assert wrong.empty, wrong.to_string()
+    assert_agrees(name, plain(seed, zone)[name], slow(seed, zone)[name], shop(seed, zone).spine)
 
 
 def test_every_feature_was_seen_at_work() -> None:
     """A feature that no check saw with two values is not exercised."""
     seen = pd.concat([plain(*case) for case in CASES], ignore_index=True)
-    idle = [name for name in CATALOGUE if seen[name].nunique() < 2]
+    idle = [name for name in NAMES if seen[name].nunique() < 2]
     assert idle == [], "make the random shop exercise these features"
-    assert set(slow(*CASES[0]).columns) == set(CATALOGUE), "the slow way lacks features"
+    lacking = set(NAMES) - set(slow(*CASES[0]).columns)
+    assert lacking == set(), "the slow way lacks these features"
+
+
+# --- tables that are not there ---
+
+
+@cache
+def _without(table: str) -> tuple[pd.DataFrame, tuple[str, ...], pd.DataFrame]:
+    base = shop(*CASES[0])
+    bare = replace(base, rows={n: rows for n, rows in base.rows.items() if n != table})
+    built = build_features(bare.tables(), bare.spine, NAMES, bare.config, bare.frozen)
+    return built.frame, built.missing, bare.slow()
+
+
+@pytest.mark.parametrize("table", [*TIMES, "customers"])
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_table(name: str, table: str) -> None:
+    """NULL and named where the table is needed, else as if it had no rows."""
+    frame, missing, want = _without(table)
+    assert (name in missing) == (table in FEATURES_AND_HELPERS[name].needs)
+    if name in missing:
+        assert frame[name].isna().all()
+    else:
+        assert_agrees(name, frame[name], want[name], shop(*CASES[0]).spine)

@@ -5,143 +5,169 @@ Rows are dictionaries of the canonical columns; times are naive UTC. Sums are ex
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from fractions import Fraction
-from itertools import pairwise
 from typing import Any
-from zoneinfo import ZoneInfo
 
-Row = dict[str, Any]
+from tests.unit.features.oracle_history import (
+    History,
+    Row,
+    Settings,
+    Value,
+    ratio,
+    span,
+)
+from tests.unit.features.oracle_orders import order_features
 
 
 def features_of(
     lines: Iterable[Row],
     exposures: Iterable[Row],
+    events: Iterable[Row],
+    profile: Row | None,
     as_of: datetime,
-    *,
-    zone: str,
-    kinds: dict[str, str],
-    median_gap: float,
-    response_rate: float,
-    weekend_overrides: dict[str, bool] | None = None,
+    settings: Settings,
 ) -> dict[str, Any]:
-    """Every feature that the catalogue has, by the rules' words."""
-    tz = ZoneInfo(zone)
+    """Every feature of the rules, by their words.
 
-    def local(time: datetime) -> date:
-        return time.replace(tzinfo=UTC).astimezone(tz).date()
-
-    def age(time: datetime) -> int:
-        return (local(as_of) - local(time)).days
-
-    past = [row for row in lines if row["transacted_at"] < as_of]
-    bought = [row for row in past if _quantity(row) > 0 and row["amount"] >= 0]
-    returned = [
-        row for row in past if row["amount"] < 0 or (_quantity(row) < 0 and row["amount"] <= 0)
-    ]
-    orders = []
-    for order_id in sorted({row["order_id"] for row in bought}):
-        own = [row for row in bought if row["order_id"] == order_id]
-        back = [row for row in returned if row["order_id"] == order_id]
-        net = sum(_money(row["amount"]) for row in own + back)
-        orders.append(
-            {
-                "at": min(row["transacted_at"] for row in own),
-                "lines": own,
-                "valid": not (back and net <= 0),
-                "paid": sum(_money(row["amount"]) for row in own),
-                "discount": sum(_money(row["discount"]) for row in own),
-            }
-        )
-    valid = sorted((o for o in orders if o["valid"]), key=lambda o: o["at"])
-    year = [o for o in valid if age(o["at"]) <= 365]
-    days = sorted({local(o["at"]) for o in valid})
-    ages = [(local(as_of) - day).days for day in days]
-
-    def spend(low: float, high: float) -> Fraction:
-        parts = [o["paid"] for o in orders if low <= age(o["at"]) <= high]
-        parts += [_money(r["amount"]) for r in returned if low <= age(r["transacted_at"]) <= high]
-        return sum(parts, Fraction(0))
-
-    out: dict[str, Any] = {
-        "recency_days": ages[-1] if ages else None,
-        "tenure_days": ages[0] if ages else None,
-        "order_days_365d": sum(a <= 365 for a in ages),
-        "order_days_total": len(days),
-        "orders_30d": sum(age(o["at"]) <= 30 for o in valid),
-        "orders_total": len(valid),
-        "spend_90d": spend(-9, 90),
-        "spend_365d": spend(-9, 365),
-        "spend_total": spend(-9, 10**9),
-    }
-    gaps = [(b - a).days for a, b in pairwise(days)]
-    out["interval_mean_days"] = _ratio(sum(gaps), len(gaps))
-    expected = (2 * Fraction(median_gap) + sum(gaps)) / (2 + len(gaps)) if days else None
-    out["interval_expected_days"] = expected
-    out["overdue_ratio"] = _ratio(ages[-1], expected) if days and expected is not None else None
-    late, early = spend(-9, 90), spend(91, 180)
-    out["spend_trend_90d"] = _ratio(late - early, abs(late) + abs(early))
-
-    overrides = weekend_overrides or {}
-    weekend = [overrides.get(str(local(o["at"])), local(o["at"]).weekday() >= 5) for o in year]
-    out["weekend_share_365d"] = _ratio(sum(weekend), len(year))
-    out["categories_365d"] = len({v for o in year for v in _values(o, "category")})
-    out["category_favourite_365d"] = _favourite([(o["at"], _values(o, "category")) for o in year])
-    out["channel_favourite_365d"] = _favourite([(o["at"], _values(o, "channel")) for o in year])
-    out["kind_favourite_365d"] = _favourite(
-        [(o["at"], {kinds[c] for c in _values(o, "coupon_id") if c in kinds}) for o in year]
-    )
-    known: set[str] = set()
-    novel = {}
-    for day in days:
-        products = {p for o in valid if local(o["at"]) == day for p in _values(o, "product_id")}
-        novel[day] = bool(products - known)
-        known |= products
-    later = [d for d in days[1:] if (local(as_of) - d).days <= 365]
-    out["novelty_share_365d"] = _ratio(sum(novel[d] for d in later), len(later))
-
-    paid, discount = sum(o["paid"] for o in year), sum(o["discount"] for o in year)
-    out["order_value_mean_365d"] = _ratio(paid, len(year))
-    out["discount_rate_365d"] = _ratio(discount, paid + discount)
-    out["discounted_order_share_365d"] = _ratio(sum(o["discount"] > 0 for o in year), len(year))
-
-    offers = [e for e in exposures if e["assigned_at"] < as_of and e["arm"] != "control"]
-    out["offers_28d"] = sum(age(e["assigned_at"]) <= 28 for e in offers)
-    real = [e for e in offers if e["variant"] != "reminder"]
-    window = timedelta(days=14)
-    matured = [
-        e["assigned_at"]
-        for e in real
-        if age(e["assigned_at"]) <= 365 and e["assigned_at"] + window <= as_of
-    ]
-    responded = sum(any(t <= o["at"] < t + window for o in valid) for t in matured)
-    rate = (responded + 5 * Fraction(response_rate)) / (len(matured) + 5)
-    out["response_rate_365d"] = rate if real else None
+    `lines`, `exposures`, `events` and `profile` (the row of customers, if there is one) are those
+    of one customer, of any time.
+    """
+    h = History(lines, exposures, events, profile, as_of, settings)
+    out: dict[str, Value] = {**order_features(h), **_response(h), **_fatigue(h), **_profile(h)}
     return {k: float(v) if isinstance(v, int | Fraction) else v for k, v in out.items()}
 
 
-def _money(value: float | None) -> Fraction:
-    return Fraction(str(value)) if value is not None else Fraction(0)
+def helpers_of(
+    lines: Iterable[Row],
+    exposures: Iterable[Row],
+    events: Iterable[Row],
+    profile: Row | None,
+    as_of: datetime,
+    settings: Settings,
+) -> dict[str, Any]:
+    """The counts beside the catalogue, of the same rows."""
+    h = History(lines, exposures, events, profile, as_of, settings)
+    matured = _matured(h, 365)
+    return {
+        "valid_orders_365d": len(h.year),
+        "matured_offers_365d": len(matured),
+        "responded_offers_365d": sum(_responded(h, offer) for offer in matured),
+    }
 
 
-def _quantity(row: Row) -> float:
-    if row["quantity"] is None:
-        return -1 if row["amount"] < 0 else 1
-    return float(row["quantity"])
+def _real(h: History) -> list[Row]:
+    """Offers that issue something: a reminder does not."""
+    return [e for e in h.offers if e["variant"] != "reminder"]
 
 
-def _ratio(part: Any, whole: Any) -> Fraction | None:
-    return Fraction(part) / whole if whole else None
+def _matured(h: History, days: int) -> list[Row]:
+    window = timedelta(days=h.settings.response_days)
+    return [
+        e
+        for e in _real(h)
+        if h.age(e["assigned_at"]) <= days and e["assigned_at"] + window <= h.as_of
+    ]
 
 
-def _values(order: Row, column: str) -> set[str]:
-    return {row[column] for row in order["lines"] if row[column] is not None}
+def _responded(h: History, offer: Row) -> bool:
+    return any(span(offer["assigned_at"], h.settings.response_days, o.at) for o in h.valid)
 
 
-def _favourite(orders: list[tuple[datetime, set[str]]]) -> str | None:
-    counts = Counter(v for _, values in orders for v in values)
-    last = {v: max(at for at, values in orders if v in values) for v in counts}
-    best = sorted(counts, key=lambda v: (-counts[v], -last[v].timestamp(), v))
-    return best[0] if best else None
+def _response(h: History) -> dict[str, Value]:
+    days = h.settings.response_days
+
+    def happened(offer: Row, kind: str) -> bool:
+        return any(
+            v["type"] == kind
+            and v["campaign_id"] == offer["campaign_id"] is not None
+            and span(offer["assigned_at"], days, v["occurred_at"])
+            for v in h.events
+        )
+
+    def redeemed(offer: Row) -> bool:
+        return happened(offer, "redeemed") or any(
+            span(offer["assigned_at"], days, o.at) and offer["arm"] in o.values("coupon_id")
+            for o in h.valid
+        )
+
+    year, quarter = _matured(h, 365), _matured(h, 90)
+    responded = sum(_responded(h, offer) for offer in year)
+    rate = (responded + 5 * Fraction(h.settings.response_rate)) / (len(year) + 5)
+    return {
+        "offers_365d": sum(h.age(e["assigned_at"]) <= 365 for e in _real(h)),
+        "response_rate_365d": rate if _real(h) else None,
+        "redemption_rate_365d": ratio(sum(map(redeemed, year)), len(year)),
+        "click_rate_90d": ratio(sum(happened(e, "clicked") for e in quarter), len(quarter)),
+    }
+
+
+def _fatigue(h: History) -> dict[str, Value]:
+    ages = [h.age(e["assigned_at"]) for e in h.offers]
+    opened = [v["occurred_at"] for v in h.events if v["type"] == "opened"]
+    return {
+        "offers_7d": sum(age <= 7 for age in ages),
+        "offers_28d": sum(age <= 28 for age in ages),
+        "offer_recency_days": min(ages, default=None),
+        "unused_coupons": len({e["arm"] for e in _real(h) if _unused(h, e)}),
+        "unsubscribes_365d": sum(
+            v["type"] == "unsubscribed" and h.age(v["occurred_at"]) <= 365 for v in h.events
+        ),
+        "unopened_streak": sum(not opened or e["assigned_at"] > max(opened) for e in h.offers),
+    }
+
+
+def _unused(h: History, offer: Row) -> bool:
+    """Whether an offer's coupon is still valid and was not redeemed since it was issued."""
+    coupon, issued = offer["arm"], offer["assigned_at"]
+    known = h.settings.offers.get(coupon)
+    if known is None or known["kind"] == "message":  # a message is a contact without a coupon
+        return False
+    if issued + timedelta(days=known["valid_days"]) <= h.as_of:
+        return False
+    by_event = any(
+        v["type"] == "redeemed" and v["coupon_id"] == coupon and v["occurred_at"] >= issued
+        for v in h.events
+    )
+    by_order = any(coupon in o.values("coupon_id") and o.at >= issued for o in h.valid)
+    return not (by_event or by_order)
+
+
+def _profile(h: History) -> dict[str, Value]:
+    joined, month = h.profile.get("joined_at"), h.profile.get("birth_month")
+    first = h.days[0] if h.days else None
+    if first is None and joined is not None:
+        first = h.day(joined)
+    away = abs(h.today.month - month) if month is not None else 0
+    coming = [(day - h.today).days for day in h.settings.holidays if day >= h.today]
+    return {
+        "joined_days": h.age(joined) if joined is not None else None,
+        "stage_clock_days": _stage_clock(h),
+        "region": h.profile.get("region"),
+        "gender": h.profile.get("gender"),
+        "birthday_distance_months": min(away, 12 - away) if month is not None else None,
+        "holiday_next_days": min(coming, default=None),
+        "anniversary_distance_days": _anniversary(h.today, first) if first is not None else None,
+    }
+
+
+def _stage_clock(h: History) -> int | None:
+    anchors = h.settings.anchors
+    bought = [(o.at, anchors[c]) for o in h.valid for c in o.values("category") if c in anchors]
+    if not bought:
+        return None
+    at, offset = max(bought)
+    return offset + h.age(at)
+
+
+def _anniversary(today: date, day: date) -> int:
+    """Days to the nearest recurrence of a date; that of 29 February is 1 March in other years."""
+
+    def in_year(year: int) -> date:
+        try:
+            return day.replace(year=year)
+        except ValueError:
+            return date(year, 3, 1)
+
+    return min(abs((today - in_year(today.year + step)).days) for step in (-1, 0, 1))

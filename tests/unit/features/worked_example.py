@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 AS_OF = datetime(2025, 12, 31, 16, tzinfo=UTC)
 ZONE = "Asia/Shanghai"
@@ -49,7 +50,7 @@ B,K2,2025-12-12T02:00Z,control
 B,K4,2025-12-27T02:00Z,FIX10
 """
 
-OFFERS = [
+OFFERS: list[dict[str, Any]] = [
     {"coupon_id": "M199", "kind": "threshold_off", "params": {"threshold": 199, "off": 50}},
     {"coupon_id": "HALF2", "kind": "nth_item", "params": {}},
     {"coupon_id": "OFF20", "kind": "percent_off", "params": {"rate_off": 0.20}},
@@ -57,7 +58,7 @@ OFFERS = [
     {"coupon_id": "FIX10", "kind": "fixed_off", "params": {"off": 10}, "valid_days": 7},
 ]
 
-N = None
+N: Any = None
 # Columns: customers A to I. Numbers as printed, to four decimals.
 EXPECTED: dict[str, list[float | None]] = {
     "recency_days": [10, 40, 10, 90, 181, 45, 20, N, 5],
