@@ -150,7 +150,7 @@ def _exposures(tables: Tables, config: Config, offers: tuple[Offer, ...]) -> pd.
     con.raw_sql(f"CREATE OR REPLACE TEMP TABLE _exposures AS {numbered}")
     frame: pd.DataFrame = con.raw_sql("SELECT * FROM _exposures").df()
     if tables.transactions is not None:
-        brought = con.raw_sql(_window_sql(con.compile(tables.transactions), window)).df()
+        brought = con.raw_sql(window_sql(con.compile(tables.transactions), window)).df()
         frame = frame.merge(brought, how="left", on="_row")
     for column in ("net", "listed", "orders", "coupon_discount", "coupon_orders"):
         values = frame[column] if column in frame.columns else pd.Series(0.0, index=frame.index)
@@ -165,14 +165,17 @@ def _exposures(tables: Tables, config: Config, offers: tuple[Offer, ...]) -> pd.
     return frame.sort_values(["assigned_at", "exposure_id"], kind="stable").reset_index(drop=True)
 
 
-def _window_sql(transactions: str, days: int) -> str:
+def window_sql(transactions: str, days: int, rows: str = "_exposures") -> str:
+    """SQL of what each row's customer bought in [assigned_at, assigned_at + days): net, listed,
+    orders, coupon_discount, coupon_orders by _row, of rows with any line. The table `rows` has
+    _row, customer_id, assigned_at and arm."""
     # An order counts when its lines in the window come to more than nothing: a fully returned
     # order is no conversion.
     return f"""
         WITH lines AS (
             SELECT e._row, t.order_id, t.amount, t.discount, t.quantity,
                    coalesce(t.coupon_id = e.arm, false) AS own
-            FROM _exposures e JOIN ({transactions}) t
+            FROM {rows} e JOIN ({transactions}) t
               ON t.customer_id = e.customer_id AND t.transacted_at >= e.assigned_at
              AND t.transacted_at < e.assigned_at + INTERVAL {int(days)} DAY
         ), orders AS (

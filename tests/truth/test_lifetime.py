@@ -61,7 +61,7 @@ def test_published_figures_of_cdnow() -> None:
     )
     by = days.groupby("customer_id")["day"]
     first = by.min()
-    x = (by.size() - 1).to_numpy(float)
+    x = (by.size() - 1).to_numpy().astype(np.float64)
     history = Histories(
         x,
         (by.max() - first).dt.days.to_numpy(float) / 7,
