@@ -9,7 +9,7 @@ import ibis
 
 from features.cleaning import Cleaned, clean
 from features.config import CONTROL, Config
-from features.errors import DataError
+from features.errors import DataError, InputError
 from features.identities import check_used, resolve
 from features.mapping import Raw, named_columns
 from features.problems import Problems, fail
@@ -49,7 +49,7 @@ def checked_tables(
             )
             if result is not None and name == "identities":
                 with_identities = result.kept > 0 and resolve(con, raws, config, problems)
-        except DataError as error:
+        except InputError as error:
             fail(problems, error)
             continue
         if result is not None:

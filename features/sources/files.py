@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import hashlib
 import io
 import json
@@ -44,7 +45,7 @@ class FilesSource:
         rows in another format have another digest. Raises DataError, ConfigError.
         """
         config = self.config
-        _check_tables_named(config)
+        _check_tables_named(config, problems)
         folder = _folder(config)
         parts = _find(folder, problems)
         if not parts.keys() & {"transactions", "exposures"}:
@@ -62,7 +63,10 @@ class FilesSource:
                 raws[table] = read_raw(backend.con, table, files)
             except DataError as error:
                 fail(problems, error)
-        digest = _digest(parts, config)
+        contents = {table: [_sha256(file) for file in files] for table, files in parts.items()}
+        if not config.source.drop_duplicates:
+            _check_delivered_once(backend.con, parts, contents, problems)
+        digest = _digest(contents, config)
         tables = checked_tables(backend, raws, config, digest=digest, problems=problems)
         forget_csv(backend.con)
         return tables
@@ -179,15 +183,21 @@ def _empty(file: Path) -> DataError:
     )
 
 
-def _check_tables_named(config: Config) -> None:
+def _check_tables_named(config: Config, problems: Problems | None) -> None:
     for key, named in (("columns", config.source.columns), ("constants", config.source.constants)):
         for table in named:
             if table not in CONTRACTS:
-                raise ConfigError(
-                    f"source.{key}.{table}",
-                    expected=f"a table: {', '.join(CONTRACTS)}",
-                    found=table,
-                    remedy="Mend the name of the table.",
+                close = difflib.get_close_matches(table, CONTRACTS, n=1)
+                fail(
+                    problems,
+                    ConfigError(
+                        f"source.{key}.{table}",
+                        expected=f"a table: {', '.join(CONTRACTS)}",
+                        found=table,
+                        remedy=f"Did you mean {close[0]}?"
+                        if close
+                        else "Mend the name of the table.",
+                    ),
                 )
 
 
@@ -265,13 +275,57 @@ def _ambiguous(where: str, found: str) -> DataError:
     )
 
 
-def _digest(parts: dict[str, list[Path]], config: Config) -> str:
+def _check_delivered_once(
+    con: Any,
+    parts: dict[str, list[Path]],
+    contents: dict[str, list[str]],
+    problems: Problems | None,
+) -> None:
+    """Two parts of one table with the same bytes are one delivery that came twice."""
+    for table, files in parts.items():
+        first: dict[str, Path] = {}
+        twice: list[tuple[Path, Path]] = []
+        for file, content in zip(files, contents[table], strict=True):
+            if content not in first:
+                first[content] = file
+            elif _has_rows(con, file):
+                twice.append((first[content], file))
+        if twice:
+            fail(
+                problems,
+                DataError(
+                    f"{table}",
+                    expected="each delivery once",
+                    found=f"{len(twice)} files with the same bytes as another: every row of "
+                    "theirs would count twice",
+                    remedy="Take the copies away, or set source.drop_duplicates to drop equal "
+                    "lines.",
+                    keys=[f"{other.name} = {file.name}" for file, other in twice],
+                ),
+            )
+
+
+def _has_rows(con: Any, file: Path) -> bool:
+    if file.suffix == ".parquet":
+        counted = f"SELECT count(*) FROM read_parquet({literal(str(file))})"
+        try:
+            return bool(con.execute(counted).fetchall()[0][0])
+        except duckdb.Error:
+            return False  # the reader says that it is damaged
+    with file.open("rb") as stream:
+        return len(stream.read(HEADER_BYTES).strip().splitlines()) > 1
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest(contents: dict[str, list[str]], config: Config) -> str:
     whole = hashlib.sha256()
     how = [config.source.columns, config.source.constants, config.source.drop_duplicates]
     whole.update(json.dumps(how, sort_keys=True).encode())
-    for table in sorted(parts):
-        for file in parts[table]:
-            with file.open("rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
+    for table in sorted(contents):
+        for content in contents[table]:
             whole.update(f"{table} {content}\n".encode())
     return whole.hexdigest()
