@@ -54,7 +54,11 @@ OFFERS: list[dict[str, Any]] = [
     {"coupon_id": "M199", "kind": "threshold_off", "params": {"threshold": 199, "off": 50}},
     {"coupon_id": "HALF2", "kind": "nth_item", "params": {}},
     {"coupon_id": "OFF20", "kind": "percent_off", "params": {"rate_off": 0.20}},
-    {"coupon_id": "FIRST20", "kind": "first_order", "params": {"off": 20}},
+    {
+        "coupon_id": "FIRST20",
+        "kind": "first_order",
+        "params": {"kind": "fixed_off", "params": {"off": 20}},
+    },
     {"coupon_id": "FIX10", "kind": "fixed_off", "params": {"off": 10}, "valid_days": 7},
 ]
 
@@ -74,6 +78,20 @@ EXPECTED: dict[str, list[float | None]] = {
     "weekend_share_365d": [0.1667, 0.3333, 0, 0, 0, 0, 0.1667, N, 0.5],
     "novelty_share_365d": [0.4, 0.5, N, 0, N, N, 0.25, N, 0],
     "discount_rate_365d": [0.0753, 0.125, 0.2273, 0, 0, 0, 0, N, 0],
+    "return_share_365d": [0, 0.1143, 0, 0, 0, 0, 0, 1, 0],
+    "workday_lunch_share_365d": [0.5, 0, 0, 0, 0, 0, 0.6667, N, 0],
+    "staple_share_365d": [0.5714, 0, 0, 0, 0, 0, 0.6667, N, 0],
+    "price_sensitivity_score": [0.2922, 0.375, 0.8788, 0, 0, 0, 0, N, 0],
+    "clv_order_day_value_mean": [230, 110, N, 130, N, N, 125, N, 85],
+    "interval_cv_ratio": [0.2759, 0, N, N, N, N, 0, N, N],
+    "interval_trend_ratio": [0.5, 1, N, N, N, N, 1, N, N],
+    "response_rate_365d": [0.2143, 0.25, N, N, N, N, N, N, N],
+    "redemption_rate_365d": [0.5, 1, N, N, N, N, N, N, N],
+    "offers_365d": [3, 2, 0, 0, 0, 0, 0, 0, 0],
+    "offers_28d": [2, 1, 0, 0, 0, 0, 0, 0, 0],
+    "offers_7d": [1, 1, 0, 0, 0, 0, 0, 0, 0],
+    "offer_recency_days": [5, 5, N, N, N, N, N, N, N],
+    "unused_coupons": [1, 1, 0, 0, 0, 0, 0, 0, 0],
     # Counted by hand from the lines above; the rules do not print these.
     "orders_30d": [1, 0, 1, 0, 0, 0, 2, 0, 2],
     "order_days_total": [6, 3, 1, 2, 1, 1, 5, 0, 2],
@@ -81,15 +99,47 @@ EXPECTED: dict[str, list[float | None]] = {
     "categories_365d": [2, 2, 1, 1, 1, 1, 2, 0, 1],
     "order_value_mean_365d": [225, 350 / 3, 68, 125, 400, 59, 100, N, 80],
     "discounted_order_share_365d": [0.3333, 0.3333, 1, 0, 0, 0, 0, N, 0],
-    "offers_28d": [2, 1, 0, 0, 0, 0, 0, 0, 0],
-    "response_rate_365d": [0.2143, 0.25, N, N, N, N, N, N, N],
+    "orders_90d": [2, 2, 1, 1, 0, 1, 4, 0, 2],
+    "same_season_share_730d": [0.1667, 0, 0, 0, 0, 0, 0, N, 0],
+    "category_favourite_share_365d": [0.6667, 0.6667, 1, 1, 1, 1, 0.6667, N, 1],
+    # Launches: P1 on 26 May, P4 on 4 July, P2 on 22 November; P3 is of the data's first day.
+    "new_launch_share_365d": [2 / 7, 0, 0, 0, 1, 0, 0, N, 0],
+    "unit_price_median_365d": [200, 90, 68, 125, 400, 59, 100, N, 80],
+    # List unit prices: skincare 90, 3 x 100, 105, 2 x 120, 130, 200, 260, 300; daily 59, 5 x 100,
+    # 180, 200; makeup 75, 85, 88, 400.
+    "price_percentile_365d": [
+        (37 / 11 + 14 / 8) / 7,
+        (0.5 / 11 + 4.5 / 11 + 3.5 / 8) / 3,
+        *(2.5 / 4, (6 + 7.5) / 22, 3.5 / 4, 0.5 / 8),
+        (4 * 3.5 / 8 + 2 * 2.5 / 11) / 6,
+        *(N, 0.25),
+    ],
+    "basket_units_mean_365d": [8 / 6, 4 / 3, 1, 1, 1, 1, 1, N, 1],
+    "discount_depth_mean_365d": [(60 / 300 + 50 / 200) / 2, 50 / 210, 20 / 88, *[N] * 6],
+    "full_price_orders_365d": [4, 2, 0, 2, 1, 1, 6, 0, 2],
+    "threshold_hugging_share_365d": [N, 1, *[N] * 7],
+    "kind_share_threshold_off_365d": [0, 1, 0, *[N] * 6],
+    "kind_share_percent_off_365d": [0.5, 0, 0, *[N] * 6],
+    "kind_share_nth_item_365d": [0.5, 0, 0, *[N] * 6],
+    "kind_share_points_365d": [0, 0, 0, *[N] * 6],
+    "kind_share_gift_365d": [0, 0, 0, *[N] * 6],
+    "kind_share_fixed_off_365d": [0, 0, 0, *[N] * 6],
+    "online_order_share_365d": [0.6667, 1, 1, 1, 1, 1, 1, N, 1],
+    "mobile_payment_share_365d": [0.6667, 1, 1, 1, 1, 1, 1, N, 1],
+    "clv_frequency_days": [5, 2, 0, 1, 0, 0, 4, 0, 1],
+    "clv_recency_days": [290, 60, 0, 60, 0, 0, 120, N, 15],
+    # From 1 January: the first orders were on 7 March, and within the last half year.
+    "anniversary_distance_days": [65, 100, 10, 150, 181, 45, 140, N, 20],
 }
 EXPECTED_TEXT: dict[str, list[str | None]] = {
     "kind_favourite_365d": ["nth_item", "threshold_off", "first_order", N, N, N, N, N, N],
     "category_favourite_365d": [
         *("skincare", "skincare", "makeup", "skincare", "makeup", "daily", "daily", N, "makeup"),
     ],
-    "channel_favourite_365d": ["app"] * 7 + [N, "app"],
+    "channel_favourite_365d": [*["app"] * 7, N, "app"],
+    "daypart_favourite_365d": [
+        *("lunch", "evening", "night", "morning", "afternoon", "afternoon", "lunch", N, "night"),
+    ],
 }
 SEGMENTS: dict[str, list[object]] = {
     "tier": [
