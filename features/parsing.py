@@ -119,9 +119,14 @@ def _time(raw: str, sql_type: str) -> str:
         return f"TRY_CAST({raw} AS TIMESTAMP)"
     if sql_type == "VARCHAR":
         return (
-            f"CASE WHEN regexp_matches({raw}, '^\\s*[0-9]{{4}}') "
+            f"CASE WHEN regexp_full_match(trim({raw}), '[0-9]{{8}}') "
+            f"THEN TRY_STRPTIME(trim({raw}), '%Y%m%d') "
+            f"WHEN regexp_matches({raw}, '^\\s*[0-9]{{4}}') "
             f"THEN CAST(TRY_CAST(trim({raw}) AS TIMESTAMPTZ) AS TIMESTAMP) END"
         )
+    if sql_type in INTEGERS:
+        # A day as a number, 19970131; any other number is no time.
+        return f"TRY_STRPTIME(CAST({raw} AS VARCHAR), '%Y%m%d')"
     return "CAST(NULL AS TIMESTAMP)"
 
 

@@ -1,4 +1,5 @@
-"""A folder of Parquet and CSV files: `<table>.parquet`, `<table>.csv`, or `<table>/` of parts."""
+"""A folder of Parquet and CSV files: `<table>.parquet`, `<table>.csv`, or `<table>/` of parts; or
+one such file, the transactions."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ class FilesSource:
         config = self.config
         _check_tables_named(config, problems)
         folder = _folder(config)
-        parts = _find(folder, problems)
+        parts = {"transactions": [folder]} if folder.is_file() else _find(folder, problems)
         if not parts.keys() & {"transactions", "exposures"}:
             there = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
             raise DataError(
@@ -211,11 +212,12 @@ def _folder(config: Config) -> Path:
             remedy="Set it in the configuration, or with --set source.path=...",
         )
     folder = Path(path)
-    if not folder.is_dir():
+    # A single file is the table of transactions.
+    if not folder.is_dir() and not (folder.is_file() and folder.suffix in SUFFIXES):
         raise DataError(
             str(folder),
-            expected="a folder of tables",
-            found="a file" if folder.exists() else "no such folder",
+            expected="a folder of tables, or one .parquet or .csv file of transactions",
+            found="another file" if folder.exists() else "no such folder",
             remedy="Mend source.path; it is relative to the working directory.",
         )
     return folder
