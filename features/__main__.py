@@ -1,10 +1,9 @@
-"""Commands on features: `python -m features build`, `check` and `audience`."""
+"""Commands on features: `python -m features build`, `check`, `segments`, `migrate`, `audience`."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,14 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from features import audience_command
+from features import audience_command, segment_report
 from features.build import build_features
 from features.config import Config, load_config, parse_time
-from features.errors import ConfigError, InputError
+from features.errors import InputError
 from features.frozen import FrozenValues, fit_frozen
+from features.outputs import write_parquet
 from features.registry import feature_names
 from features.segments import SEGMENT_FEATURES, segments
 from features.spine import all_customers, naive_utc
@@ -40,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(check.run(config))
         if args.command == "audience":
             return audience_command.run(config, args)
+        if args.command in ("segments", "migrate"):
+            return segment_report.run(config, args)
         given = None if args.as_of is None else parse_time(args.as_of, "--as-of")
         return _build(config, config.as_of(given), Path(args.out))
     except InputError as error:
@@ -85,26 +85,7 @@ def write_table(
     Raises:
         ConfigError: the folder cannot be written.
     """
-    table = pa.Table.from_pandas(frame, preserve_index=False)
-    texts = {f.name: pa.string() for f in table.schema if pa.types.is_null(f.type)}
-    table = table.cast(pa.schema([f.with_type(texts.get(f.name, f.type)) for f in table.schema]))
-    table = table.replace_schema_metadata(
-        {"frozen": frozen.to_json(), "missing": ",".join(missing)}
-    )
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, aside)
-        aside.replace(path)
-    except OSError as error:
-        raise ConfigError(
-            "--out",
-            expected="a file that can be written",
-            found=f"{path}: {error.strerror or error}",
-            remedy="Name another file.",
-        ) from error
-    finally:
-        aside.unlink(missing_ok=True)
+    write_parquet(frame, path, {"frozen": frozen.to_json(), "missing": ",".join(missing)})
 
 
 def _build(config: Config, as_of: datetime, out: Path) -> int:
@@ -131,14 +112,18 @@ def _build(config: Config, as_of: datetime, out: Path) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m features", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="build|check|audience")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     build = commands.add_parser("build", help="write the feature table of all customers")
     build.add_argument("--as-of", help="moment, ISO 8601, UTC; default: source.as_of")
     build.add_argument("--out", required=True, help="Parquet file to write")
     check = commands.add_parser("check", help="check the data before any training")
+    segment = commands.add_parser("segments", help="segments and labels of all customers")
+    segment_report.add_segments_arguments(segment)
+    migrate = commands.add_parser("migrate", help="who moved between segments")
+    segment_report.add_migrate_arguments(migrate)
     audience = commands.add_parser("audience", help="the customers who meet a filter")
     audience_command.add_arguments(audience)
-    for command in (build, check, audience):
+    for command in (build, check, segment, migrate, audience):
         command.add_argument("--config", required=True, help="configuration file")
         command.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key"
