@@ -7,8 +7,11 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
@@ -27,6 +30,7 @@ from serving.problems import (
     render,
 )
 from serving.routes import Holder, make_router
+from serving.scorer import Scorer
 
 VERSION = "1.0.0"
 DESCRIPTION = """Whom to target, and with which coupon.
@@ -40,7 +44,17 @@ log = logging.getLogger("serving.requests")
 
 
 def create_app(holder: Holder) -> FastAPI:
-    """The application around a holder, whose scorer may come later (until then: not ready)."""
+    """The application around a holder, whose scorer may come later (until then: not ready).
+
+    With a scorer in the holder, the application warms up before its server opens the port.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if holder.scorer is not None:
+            await warm_up(app, holder.scorer)
+        yield
+
     app = FastAPI(
         title="Persuadables",
         version=VERSION,
@@ -48,6 +62,7 @@ def create_app(holder: Holder) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        lifespan=lifespan,
     )
     app.include_router(make_router(holder))
     app.add_exception_handler(ProblemError, on_problem)
@@ -71,6 +86,43 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         document.setdefault("components", {})["schemas"] = schemas.components()
         app.openapi_schema = document
     return app.openapi_schema
+
+
+async def warm_up(app: ASGIApp, scorer: Scorer) -> None:
+    """Send the application the largest request, a dry run, in the loop that will serve: what the
+    way of a request imports, builds and starts lazily, such as the event loop's side of worker
+    threads, is then there before the first customer waits for it.
+
+    Raises RuntimeError when the answer is not a success: such a server must not start.
+    """
+    most = schemas.MAX_CUSTOMERS
+    known = scorer.snapshot.population.customer_id[:most].astype(str).tolist()
+    # A small shop is filled up with unknown customers: short requests take another way.
+    ids = list(dict.fromkeys([*known, *(f"warm-up-{i}" for i in range(most))]))[:most]
+    body = msgspec.json.encode(
+        schemas.DecisionsRequest(
+            scorer.campaign.campaign_id, [schemas.CustomerRequest(i) for i in ids], dry_run=True
+        )
+    )
+    scope: Scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/decisions",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json"), (b"x-request-id", b"warm-up")],
+    }
+    status = 0
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body}
+
+    async def send(message: Message) -> None:
+        nonlocal status
+        status = message.get("status", status)
+
+    await app(scope, receive, send)
+    if status != 200:
+        raise RuntimeError(f"the warm-up was answered with {status}")
 
 
 class Envelope:

@@ -98,11 +98,6 @@ class Scorer:
             decisions=items,
         )
 
-    def warm_up(self) -> None:
-        """Answer once for nobody's sake, so that the first request is as quick as the next."""
-        first = self.snapshot.population.customer_id[: schemas.MAX_CUSTOMERS]
-        self.answer(first.astype(str).tolist(), request_id="warm-up", dry_run=True)
-
     def customer(self, customer_id: str) -> schemas.CustomerAnswer | None:
         """What is known of a customer as of the snapshot; None for an unknown id."""
         people = self.snapshot.population

@@ -419,9 +419,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(folder: Path, *more: str) -> Iterator[httpx.Client]:
+def running(folder: Path, *more: str, **variables: str) -> Iterator[httpx.Client]:
     port = free_port()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
     environment.pop("MLFLOW_TRACKING_URI", None)
     log = (folder / "server.log").open("ab")
     server = subprocess.Popen(
@@ -477,6 +477,34 @@ def test_a_restarted_server_gives_the_same_bytes(folder: Path) -> None:
     assert found[0] == found[1]
     whole = json.loads(found[0].replace(b",,", b","))["decisions"][123]
     assert single[0] == single[1] == {**whole, "index": 0}
+
+
+def test_the_first_request_imports_nothing_since_the_warm_up_went_the_same_way(
+    folder: Path,
+) -> None:
+    log = folder / "server.log"
+    with running(folder, PYTHONPROFILEIMPORTTIME="1") as client:
+        started = log.read_text()
+        assert post(client, asked(*IDS)).status_code == 200
+    # A request is logged after its answer is sent.
+    during, found, _ = log.read_text().removeprefix(started).partition('"rows": 300}')
+    assert found
+    assert "import time:" in started
+    assert not re.findall(r"import time:.*", during)
+    lines = [json.loads(line) for line in re.findall(r"{.*/v1/decisions.*}", started)]
+    assert [(r["request_id"], r["status"], r["rows"]) for r in lines] == [("warm-up", 200, 1000)]
+
+
+def test_a_server_whose_warm_up_fails_does_not_start(shop: Shop) -> None:
+    broken = replace(shop.scorer(), clock=lambda: 1 / 0)
+    app = create_app(Holder(broken))
+
+    async def start() -> None:
+        async with app.router.lifespan_context(app):
+            raise AssertionError("it started")
+
+    with pytest.raises(RuntimeError, match="warm-up was answered with 500"):
+        asyncio.run(start())
 
 
 @pytest.mark.parametrize(
