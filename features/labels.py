@@ -40,6 +40,8 @@ LABELS = (
     "churn_warning",
 )
 CHURN_PROBABILITY = 0.6
+# Cuts are rounded to 6 decimals, and many customers share a rate, some of them the cut's own.
+TOLERANCE = 1e-6
 
 
 def labels(
@@ -94,10 +96,10 @@ def responses(
     """Response class: the cuts themselves count as high and low; one shared cut is neither."""
     low = np.nan if frozen.response_low is None else frozen.response_low
     high = np.nan if frozen.response_high is None else frozen.response_high
-    rate = np.round(rate, 6)  # as the cuts are: many customers share a rate, some of them the cut
+    above, below = rate > high - TOLERANCE, rate < low + TOLERANCE
     found = np.full(len(rate), "mid", dtype=object)
-    found[(rate >= high) & (rate > low)] = "high_responder"
-    found[(rate <= low) & (rate < high)] = "low_responder"
+    found[above & ~below] = "high_responder"
+    found[below & ~above] = "low_responder"
     found[~(matured >= MIN_MATURED_OFFERS)] = "unknown"
     return found
 

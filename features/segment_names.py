@@ -34,7 +34,7 @@ SCHEMES: dict[str, tuple[Segment, ...]] = {
         Segment("lost", "lost", "流失", "r > 180", 0.15),
         Segment("sleeping", "sleeping", "瞌睡", "90 ≤ r ≤ 180", 0.25),
         Segment("champion", "champion", "王者", "r ≤ 30, n > 5, high spend", 0.05),
-        Segment("new", "new customer", "新客户", "t ≤ 30", 0.40),
+        Segment("new", "new", "新客户", "t ≤ 30", 0.40),
         Segment("potential", "potential", "潜力", "r ≤ 90, 2 ≤ n ≤ 4", 0.15),
         Segment("regular", "regular", "常规", "everyone else"),
     ),

@@ -187,7 +187,7 @@ def migration_figure(found: Migration, levels: int, name: str) -> Figure:
     """Heat map of row shares with the counts in the cells."""
     from matplotlib.figure import Figure
 
-    english = {s.id: s.english for s in segments_of(found.scheme, levels)}
+    english = {s.id: s.english for s in segments_of(found.scheme, levels)} | {NOT_SEEN: "not seen"}
     n_rows, n_columns = found.counts.shape
     figure = Figure(
         figsize=(3.4 + 1.05 * n_columns, 2.6 + 0.55 * n_rows),
@@ -203,11 +203,11 @@ def migration_figure(found: Migration, levels: int, name: str) -> Figure:
         colour = "white" if shares[i, j] > 0.55 else INK
         text = f"{counts[i, j]:,}\n{100 * shares[i, j]:.0f}%"
         axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
-    columns = [_label(i, english) for i in found.counts.columns]
+    columns = [_label(i, english[i]) for i in found.counts.columns]
     axes.set_xticks(range(n_columns), columns, rotation=35, ha="right")
     totals = counts.sum(axis=1)
     rows = [
-        f"{_label(i, english)} ({n:,})" for i, n in zip(found.counts.index, totals, strict=True)
+        f"{_label(i, english[i])} ({n:,})" for i, n in zip(found.counts.index, totals, strict=True)
     ]
     axes.set_yticks(range(n_rows), rows)
     axes.set_xlabel(f"{found.scheme} at {found.t1:%Y-%m-%d %H:%M} UTC")
@@ -217,9 +217,9 @@ def migration_figure(found: Migration, levels: int, name: str) -> Figure:
     return figure
 
 
-def _label(segment: str, english: dict[str, str]) -> str:
-    name = english.get(segment, "not seen")
-    return name if name == segment else f"{segment} {name}" if len(segment) <= 3 else name
+def _label(segment: str, english: str) -> str:
+    """English name, after the id where that is a code (HHL, 3)."""
+    return f"{segment} {english}" if segment.isupper() or segment.isdigit() else english
 
 
 def _named_rows(matrix: pd.DataFrame, scheme: str, levels: int) -> pd.DataFrame:
@@ -240,15 +240,14 @@ def _named_rows(matrix: pd.DataFrame, scheme: str, levels: int) -> pd.DataFrame:
 
 
 def _bars(axes: Axes, own: pd.DataFrame) -> None:
-    ids = own["id"].tolist()
-    labels = [_label(i, {i: e}) for i, e in zip(ids, own["english"], strict=True)]
+    labels = [_label(i, e) for i, e in zip(own["id"], own["english"], strict=True)]
     places = np.arange(len(own))[::-1]
     percent = 100 * own["share"].to_numpy()
     stated = 100 * own["stated_share"].to_numpy(dtype=np.float64)
     axes.barh(places, percent, color=INK, height=0.62, label="actual")
     if np.isfinite(stated).any():
         axes.plot(stated, places, "D", color=ACCENT, markersize=6, label="stated by the source")
-        axes.legend(loc="lower right", frameon=False)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncol=2, frameon=False, fontsize=8)
     widest = max(float(np.nanmax([*percent, *stated[np.isfinite(stated)]], initial=0.0)), 1.0)
     for place, share, n, mark in zip(places, percent, own["customers"], stated, strict=True):
         # Clear of the mark of a stated share that lies a little further out.
