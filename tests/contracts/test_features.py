@@ -33,7 +33,6 @@ from tests.unit.features.oracle_history import (
 from tests.unit.features.random_shop import (
     CUSTOMERS,
     FEATURES,
-    HOLIDAYS,
     LAUNCHES,
     NOTHING,
     OFFERS,
@@ -78,7 +77,8 @@ class Shop:
 
     def slow(self) -> pd.DataFrame:
         """The slow way; an absent table is one without rows."""
-        lines = self.rows.get("transactions", [])
+        lines, features = self.rows.get("transactions", []), self.config.features
+        clocks = list(self.config.stage_clocks.values())
         settings = Settings(
             zone=self.config.timezone,
             offers={offer.coupon_id: offer.model_dump() for offer in self.config.offers},
@@ -87,11 +87,11 @@ class Shop:
             prices=self.prices,
             launches=launches_of(lines),
             data_start=min((r["transacted_at"] for r in lines), default=None),
-            weekend_overrides=FEATURES["weekend_overrides"],
-            holidays=tuple(HOLIDAYS),
-            online_channels=tuple(FEATURES["online_channels"]),
-            mobile_payments=tuple(FEATURES["mobile_payments"]),
-            anchors=STAGE_CLOCKS["first"]["anchors"],
+            weekend_overrides=features.weekend_overrides,
+            holidays=tuple(features.holidays),
+            online_channels=tuple(features.online_channels),
+            mobile_payments=tuple(features.mobile_payments),
+            anchors=clocks[0].anchors if clocks else {},
         )
         found = []
         for customer, as_of in self.spine.itertuples(index=False):
@@ -106,6 +106,7 @@ class Shop:
 
 @cache
 def shop(seed: int, zone: str) -> Shop:
+    """A random shop; the frozen values of all shops are of the first."""
     rng = np.random.default_rng(seed)
     lines = make_lines(rng, zone)
     exposures = make_exposures(rng, lines)
@@ -119,6 +120,9 @@ def shop(seed: int, zone: str) -> Shop:
     }
     spine = make_spine(rng, zone, lines, exposures, events, customers)
     config = make_config(timezone=zone, features=FEATURES, offers=OFFERS, stage_clocks=STAGE_CLOCKS)
+    if (seed, zone) != CASES[0]:
+        first = shop(*CASES[0])
+        return Shop(rows, spine, config, first.frozen, first.prices)
     base = Shop(rows, spine, config, FROZEN, reference_prices(lines, REFERENCE))
     fitted = fit_frozen(base.tables(), REFERENCE, config)
     return replace(
@@ -170,7 +174,7 @@ def _two_futures() -> tuple[pd.DataFrame, pd.DataFrame]:
     """Each customer at a moment of its own: with its own future, and with another."""
     base = shop(*CASES[0])
     rng = np.random.default_rng(99)
-    spine = base.spine.drop_duplicates("customer_id", ignore_index=True)
+    spine = base.spine.drop_duplicates("customer_id")
     rows: Rows = {"transactions": _market(base.rows["transactions"]), "customers": []}
     rows |= {name: [] for name in TIMES if name not in rows}
     sold = launches_of(rows["transactions"])
@@ -204,8 +208,8 @@ def _two_futures() -> tuple[pd.DataFrame, pd.DataFrame]:
         if profile is None or (profile["joined_at"] is not None and profile["joined_at"] >= at):
             profile = {"birth_month": 3, "gender": "x", "region": "later", "joined_at": at}
         rows["customers"].append(profile | {"customer_id": customer})
-    own_future = replace(base, spine=spine)
-    return own_future.build(), replace(own_future, rows=rows).build()
+    other = replace(base, rows=rows, spine=spine).build()
+    return plain(*CASES[0]).loc[spine.index].reset_index(drop=True), other
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -293,21 +297,38 @@ def test_every_feature_was_seen_at_work() -> None:
 # --- tables that are not there ---
 
 
-@cache
-def _without(table: str) -> tuple[pd.DataFrame, tuple[str, ...], pd.DataFrame]:
+def _lesser(less: str) -> Shop:
+    """The first shop without some tables, or without what the configuration lists."""
     base = shop(*CASES[0])
-    bare = replace(base, rows={n: rows for n, rows in base.rows.items() if n != table})
+    if less == "configuration":
+        return replace(base, config=make_config(timezone=CASES[0][1], offers=[]))
+    return replace(base, rows={n: rows for n, rows in base.rows.items() if n not in less.split()})
+
+
+@cache
+def _without(less: str) -> tuple[pd.DataFrame, tuple[str, ...], pd.DataFrame]:
+    bare = _lesser(less)
     built = build_features(bare.tables(), bare.spine, NAMES, bare.config, bare.frozen)
     return built.frame, built.missing, bare.slow()
 
 
-@pytest.mark.parametrize("table", [*TIMES, "customers"])
+@pytest.mark.parametrize("less", ["transactions", "exposures", "events customers", "configuration"])
 @pytest.mark.parametrize("name", NAMES)
-def test_without_a_table(name: str, table: str) -> None:
-    """NULL and named where the table is needed, else as if it had no rows."""
-    frame, missing, want = _without(table)
-    assert (name in missing) == (table in FEATURES_AND_HELPERS[name].needs)
+def test_without_a_table(name: str, less: str) -> None:
+    """NULL and named where a table is needed, else as if it had no rows."""
+    frame, missing, want = _without(less)
+    if less != "configuration":
+        needs = set(FEATURES_AND_HELPERS[name].needs)
+        assert (name in missing) == bool(needs & set(less.split()))
     if name in missing:
         assert frame[name].isna().all()
     else:
         assert_agrees(name, frame[name], want[name], shop(*CASES[0]).spine)
+
+
+def test_without_what_the_configuration_lists() -> None:
+    """No coupons, clocks or holidays: what is built on them has no value, and the rest has."""
+    frame = _without("configuration")[0]
+    absent = {name for name in NAMES if "offers" in FEATURES_AND_HELPERS[name].needs}
+    absent |= {"stage_clock_days", "holiday_next_days"} & set(NAMES)
+    assert {name for name in NAMES if frame[name].isna().all()} == absent

@@ -81,7 +81,7 @@ def _response(h: History) -> dict[str, Value]:
     def happened(offer: Row, kind: str) -> bool:
         return any(
             v["type"] == kind
-            and v["campaign_id"] == offer["campaign_id"] is not None
+            and v["campaign_id"] == offer["campaign_id"]
             and span(offer["assigned_at"], days, v["occurred_at"])
             for v in h.events
         )

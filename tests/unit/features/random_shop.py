@@ -166,6 +166,10 @@ def _at_the_bounds(rng: np.random.Generator) -> list[Row]:
         at = datetime(2024, 6, 1) + timedelta(days=number)
         values = {"coupon_id": coupon, "amount": worth - 1, "discount": 1.0, "quantity": 1.0}
         rows.append(make_line(rng, paying, f"near{number}", at, **values))
+    # An order with two coupons is near the larger threshold, and beyond the smaller.
+    for coupon in ("M20", "M19"):
+        values = {"coupon_id": coupon, "amount": 11.0, "discount": 0.0, "quantity": 1.0}
+        rows.append(make_line(rng, paying, "two", datetime(2024, 6, 7), **values))
     # 29 February has no anniversary in other years.
     rows.append(make_line(rng, LEAP, "leap", datetime(2024, 2, 29, 12)))
     return rows
