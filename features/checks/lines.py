@@ -20,7 +20,7 @@ CROWD_SHARE, CROWD_TIMES = 0.02, 50
 STAND_INS = ("0", "-1", "null", "none", "nan", "n.a", "na", "guest", "anonymous", "unknown", "test")
 NIGHT_SHARE = 0.25
 GAP_DAYS = 7
-# What is NULL for everybody when a column is empty: prefixes of feature names.
+# What tells nothing when a column is empty: prefixes of feature names.
 COLUMN_FEATURES: dict[str, tuple[str, ...]] = {
     "product_id": ("novelty_share", "new_launch_share", "staple_share"),
     "category": ("category_favourite", "price_percentile"),
@@ -304,7 +304,7 @@ def _empty_columns(tables: Tables, name: str, total: int, config: Config, found:
         if not touched or (column == "coupon_id" and n):
             continue
         if not n:
-            text = f"no values, so these features are NULL for everybody: {', '.join(touched)}"
+            text = f"no values, so these features have nothing to go by: {', '.join(touched)}"
             found.add("note", f"transactions.{column}", text)
         elif n < total / 2:
             level: Level = "note"
