@@ -16,8 +16,17 @@ import pandas as pd
 import pyarrow as pa
 
 from features.config import Config
-from features.grains import RELATIONS, Facts, Workbench
-from features.registry import Feature, available, check_names, closure, feature_names, find
+from features.grains import Facts, Workbench
+from features.registry import (
+    COLUMNS,
+    Feature,
+    available,
+    check_names,
+    closure,
+    feature_names,
+    get,
+)
+from features.relations import RELATIONS
 from features.spine import Scratch, load_spine
 from features.tables import Tables
 
@@ -76,7 +85,7 @@ def build_features(
             columns = compute(work, computed)
     for name in wanted:
         if name in missing:
-            columns[name] = _null(find(name), len(spine))
+            columns[name] = _null(get(name), len(spine))
     data = {name: columns[name] for name in wanted}
     data |= {n: spine[n].reset_index(drop=True) for n in config.features.given if n in spine}
     frame = pd.DataFrame(data, index=pd.RangeIndex(len(spine)))
@@ -84,10 +93,17 @@ def build_features(
 
 
 def present_tables(tables: Tables, config: Config) -> set[str]:
-    """Names of the tables a feature may need that are there; `offers`: a coupon catalogue."""
+    """What a feature may need that is there: tables, columns, sections of the configuration."""
     names = ("transactions", "exposures", "events", "customers")
     present = {name for name in names if getattr(tables, name) is not None}
-    return present | ({"offers"} if config.offers else set())
+    if "transactions" in present:
+        present |= set(COLUMNS) - tables.absent
+    sections = {
+        "offers": config.offers,
+        "stage_clocks": config.stage_clocks,
+        "holidays": config.features.holidays,
+    }
+    return present | {name for name, value in sections.items() if value}
 
 
 def compute(work: Workbench, features: Sequence[Feature]) -> dict[str, pd.Series[Any]]:
@@ -98,24 +114,27 @@ def compute(work: Workbench, features: Sequence[Feature]) -> dict[str, pd.Series
 
 def _assemble(work: Workbench, features: Sequence[Feature]) -> ir.Table:
     """Join one aggregate per relation to the spine, then compute features of features."""
-    wide = work.spine.rows.select("row")
+    wide = work.spine.rows.select("row", "today")
     for of in dict.fromkeys(f.of for f in features if f.of != "features"):
-        table = RELATIONS[of](work)
-        facts = Facts(table, work.frozen, work.config)
+        facts = Facts(RELATIONS[of](work), work.frozen, work.config)
         own = [f for f in features if f.of == of]
-        values = table.group_by("row").agg(**{f.name: f.build(facts) for f in own})
-        values = values.rename(_row="row")
+        values = facts.table.group_by("row").agg(**{f.name: f.build(facts) for f in own})
+        values = work.scratch.keep(values).rename(_row="row")
         wide = wide.left_join(values, wide.row == values._row).drop("_row")
         # A customer without any fact has no row in the aggregate.
-        wide = wide.mutate(
-            **{f.name: wide[f.name].fill_null(f.none) for f in own if f.none is not None}
-        )
+        wide = _filled(wide, own)
+    # One after the other: a feature may use the one before it.
     for f in features:
         if f.of == "features":
             wide = wide.mutate(**{f.name: f.build(Facts(wide, work.frozen, work.config))})
-            if f.none is not None:
-                wide = wide.mutate(**{f.name: wide[f.name].fill_null(f.none)})
+            wide = _filled(wide, [f])
     return wide
+
+
+def _filled(wide: ir.Table, features: Sequence[Feature]) -> ir.Table:
+    return wide.mutate(
+        **{f.name: wide[f.name].fill_null(f.none) for f in features if f.none is not None}
+    )
 
 
 def _column(values: pa.ChunkedArray, f: Feature) -> pd.Series[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,8 +16,10 @@ from features.build import compute, present_tables
 from features.catalogue.response import PRIOR_OFFERS
 from features.config import Config
 from features.errors import DataError
-from features.grains import Workbench, order_days
-from features.registry import available, closure
+from features.grains import Workbench
+from features.prices import Prices, fit_prices
+from features.registry import available, closure, feature_names
+from features.relations import gaps
 from features.spine import Scratch, load_spine, naive_utc, seen_customers
 from features.tables import Tables
 
@@ -48,6 +50,8 @@ class FrozenValues:
     recency_median, frequency_median, monetary_median: of recency_days, order_days_365d and
     spend_365d among customers with an order day in 365 days.
     recency_cuts, frequency_cuts, monetary_cuts: their terciles, ascending; *_quintiles likewise.
+    prices: per category its list unit prices (millionths, ascending) and the share of lines at or
+    below each (`features.prices`); only where price_percentile_365d is configured.
     response_low, response_high: 0.40 and 0.80 quantile of response_rate_365d among customers with
     at least three matured offers of age ≤ 365.
 
@@ -70,6 +74,7 @@ class FrozenValues:
     monetary_quintiles: tuple[float, ...] = ()
     response_low: float | None = None
     response_high: float | None = None
+    prices: Prices = field(default_factory=dict)
 
     def score_cuts(self, levels: int) -> tuple[tuple[float, ...], ...]:
         """Cuts of recency, frequency and money for scores of 3 or 5 levels."""
@@ -124,10 +129,11 @@ def fit_frozen(tables: Tables, at: datetime, config: Config) -> FrozenValues:
         with Scratch(tables.con) as scratch:
             loaded = load_spine(spine, config.timezone, scratch)
             work = Workbench(tables, loaded, config, FrozenValues(), scratch)
-            days = order_days(work).select("row", "day").to_pyarrow()
-            gaps = _gaps(days["row"].to_numpy(), days["day"].to_numpy())
-            if len(gaps):
-                values["median_gap_days"] = _round(np.median(gaps))
+            between = gaps(work).days.median().to_pyarrow().as_py()
+            if between is not None:
+                values["median_gap_days"] = _round(between)
+            if "price_percentile_365d" in feature_names(config):
+                values["prices"] = fit_prices(work)
             names = [n for n in (*CUT_FEATURES, *OFFER_COUNTS) if available(n, present)]
             frame = pd.DataFrame(compute(work, closure(names)))
             values |= _cuts(frame, config.segments.high_spend_quantile)
@@ -136,14 +142,6 @@ def fit_frozen(tables: Tables, at: datetime, config: Config) -> FrozenValues:
     at_utc = moment.replace(tzinfo=UTC)
     digest = hashlib.sha256(FrozenValues("", at_utc, **values).to_json().encode()).hexdigest()
     return FrozenValues(f"{moment:%Y%m%d}-{digest[:8]}", at_utc, **values)
-
-
-def _gaps(row: npt.NDArray[np.int64], day: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Days between successive order days of the same row."""
-    order = np.lexsort((day, row))
-    row, day = row[order], day[order]
-    gaps: npt.NDArray[np.int64] = np.diff(day)[row[1:] == row[:-1]]
-    return gaps
 
 
 def _cuts(frame: pd.DataFrame, high_spend: float) -> dict[str, Any]:

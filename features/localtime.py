@@ -7,6 +7,7 @@ transitions, which becomes a balanced tree of comparisons in the query.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from zoneinfo import ZoneInfo
@@ -17,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 EPOCH = date(1970, 1, 1)
+DAY = 86_400
+Offsets = list[tuple[datetime, int]]
 _FIRST, _LAST = datetime(1, 1, 3), datetime(9999, 12, 28)
 
 
@@ -26,7 +29,7 @@ def _offset(zone: ZoneInfo, moment: datetime) -> int:
 
 
 @lru_cache(maxsize=64)
-def utc_offsets(name: str, first_year: int, last_year: int) -> list[tuple[datetime, int]]:
+def utc_offsets(name: str, first_year: int, last_year: int) -> Offsets:
     """Offsets of a zone in those years: (naive UTC start, seconds east of UTC), by start.
 
     Walks day by day and halves every day in which the offset changes, to the second.
@@ -51,12 +54,92 @@ def utc_offsets(name: str, first_year: int, last_year: int) -> list[tuple[dateti
     return found
 
 
-def local_day(time: ir.Value, offsets: list[tuple[datetime, int]]) -> ir.Value:
+def local_day(time: ir.Value, offsets: Offsets) -> ir.Value:
     """Local date of naive UTC times, as whole days since 1970-01-01."""
-    return local_time(time, offsets).date().delta(ibis.date(EPOCH), unit="day")
+    return _local_seconds(time, offsets) // DAY
 
 
-def local_time(time: ir.Value, offsets: list[tuple[datetime, int]]) -> ir.Value:
+def local_hour(time: ir.Value, offsets: Offsets) -> ir.Value:
+    """Local hour, 0 to 23, of naive UTC times."""
+    seconds = _local_seconds(time, offsets)
+    return (seconds - (seconds // DAY) * DAY) // 3600
+
+
+def month_of(day: ir.Value) -> ir.Value:
+    """Month, 1 to 12, of days since 1970-01-01."""
+    return _civil(day)[1]
+
+
+def _civil(day: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Year, month and day of the month, by whole-number arithmetic.
+
+    The year begins in March, so that the leap day is its last (H. Hinnant, "chrono-compatible
+    low-level date algorithms", civil_from_days).
+    """
+    since = day + 719_468  # 1 March of the year 0
+    era = since // 146_097
+    of_era = since - era * 146_097
+    year = (of_era - of_era // 1460 + of_era // 36_524 - of_era // 146_096) // 365
+    of_year = of_era - (365 * year + year // 4 - year // 100)
+    month = (5 * of_year + 2) // 153
+    late = month >= 10  # January and February belong to the next year.
+    return (
+        400 * era + year + ibis.ifelse(late, 1, 0),
+        ibis.ifelse(late, month - 9, month + 3).cast("int64"),
+        of_year - (153 * month + 2) // 5 + 1,
+    )
+
+
+def _day_number(year: ir.Value, month: ir.Value, of_month: ir.Value) -> ir.Value:
+    """Days since 1970-01-01 (days_from_civil of the same source); 29 February runs over."""
+    early = month <= 2
+    y = year - ibis.ifelse(early, 1, 0)
+    of_year = (153 * ibis.ifelse(early, month + 9, month - 3) + 2) // 5 + of_month - 1
+    return 365 * y + y // 4 - y // 100 + y // 400 + of_year - 719_468
+
+
+def is_weekend(day: ir.Value, overrides: Mapping[str, bool]) -> ir.Value:
+    """Whether a local day is a Saturday or Sunday; overrides (date -> is it one) decide first."""
+    # 1970-01-01, day 0, was a Thursday; the second modulo serves days before it.
+    weekend = ((day + 3) % 7 + 7) % 7 >= 5
+    free = [_number(text) for text, is_free in overrides.items() if is_free]
+    worked = [_number(text) for text, is_free in overrides.items() if not is_free]
+    if worked:
+        weekend = weekend & day.notin(worked)
+    return weekend | day.isin(free) if free else weekend
+
+
+def anniversary_distance(today: ir.Value, first: ir.Value) -> ir.Value:
+    """Days from today to the nearest anniversary of a day, all since 1970-01-01.
+
+    29 February is 1 March in other years.
+    """
+    _, month, of_month = _civil(first)
+    this, _, _ = _civil(today)
+    near = [(_day_number(this + shift, month, of_month) - today).abs() for shift in (-1, 0, 1)]
+    return ibis.least(*near)
+
+
+def _number(text: str) -> int:
+    return (date.fromisoformat(text) - EPOCH).days
+
+
+def _local_seconds(time: ir.Value, offsets: Offsets) -> ir.Value:
+    return time.epoch_seconds() + _offset_at(time, offsets)
+
+
+def _offset_at(time: ir.Value, offsets: Offsets) -> ir.Value | int:
+    if len(offsets) == 1:
+        return offsets[0][1]
+    middle = len(offsets) // 2
+    return ibis.ifelse(
+        time < ibis.timestamp(offsets[middle][0].isoformat()),
+        _offset_at(time, offsets[:middle]),
+        _offset_at(time, offsets[middle:]),
+    )
+
+
+def local_time(time: ir.Value, offsets: Offsets) -> ir.Value:
     """Naive UTC times as naive local times."""
     if len(offsets) == 1:
         seconds = offsets[0][1]

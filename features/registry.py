@@ -2,12 +2,14 @@
 
 A feature is an aggregate over one relation (`of`), of which every row belongs to a row of the
 spine; all features of a relation are computed in one GROUP BY. The relations are in
-`features.orders`. A feature `of="features"` is computed from other features of the same row.
+`features.relations`. A feature `of="features"` is computed from other features of the same row and
+its local day `today`.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -33,7 +35,12 @@ GROUPS = {
     "trend": "Trends",
     "clv": "CLV inputs",
 }
-TABLES = ("transactions", "exposures", "events", "customers", "offers")
+TABLES = ("transactions", "exposures", "events", "customers", "offers", "stage_clocks", "holidays")
+# Columns without which a feature has nothing to say.
+COLUMNS = tuple(
+    f"transactions.{name}"
+    for name in ("product_id", "category", "quantity", "channel", "payment_method", "coupon_id")
+)
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,9 @@ class Feature:
     """One column of the feature frame.
 
     name: the column; of: the relation it aggregates, or "features"; uses: features it is computed
-    from; needs: tables (or "offers", the coupon catalogue) without which it is NULL; dtype: int,
-    float or text; none: the value of a customer without history; core: in the default set;
+    from; needs: tables, columns and sections of the configuration (offers, the coupon catalogue)
+    without which it is NULL; dtype: int, float or text; none: the value of a customer without
+    history; core: in the default set;
     population: looks at other customers, through frozen values; doc: definition.
     """
 
@@ -53,13 +61,15 @@ class Feature:
     dtype: Kind
     none: int | None
     needs: tuple[str, ...]
-    uses: tuple[str, ...]
-    core: bool
-    population: bool
     doc: str
+    uses: tuple[str, ...] = ()
+    core: bool = False
+    population: bool = False
 
 
 CATALOGUE: dict[str, Feature] = {}
+# A name such as orders_90d with any number of days, and the function that makes the feature.
+WINDOWED: dict[str, Callable[[int], Feature]] = {}
 # Counts that segments and labels ask for and that are no features of a model: computed and named
 # like features, but in neither `features.set: all` nor the documentation.
 HELPERS: dict[str, Feature] = {}
@@ -90,13 +100,14 @@ def feature(
         raise ValueError(f"feature {name} stands twice in the catalogue")
     if group not in GROUPS:
         raise ValueError(f"feature {name}: group {group} is not one of {', '.join(GROUPS)}")
-    if unknown := set(needs) - set(TABLES):
-        raise ValueError(f"feature {name}: needs {sorted(unknown)} but knows {', '.join(TABLES)}")
-    if unknown := set(uses) - CATALOGUE.keys():
+    if unknown := set(needs) - {*TABLES, *COLUMNS}:
+        known = ", ".join((*TABLES, *COLUMNS))
+        raise ValueError(f"feature {name}: needs {sorted(unknown)} but knows {known}")
+    if unknown := {used for used in uses if find(used) is None}:
         raise ValueError(f"feature {name}: uses {sorted(unknown)}, not in the catalogue before it")
 
     def register(build: Build) -> Build:
-        tables = dict.fromkeys((*needs, *(n for u in uses for n in CATALOGUE[u].needs)))
+        tables = dict.fromkeys((*needs, *(n for u in uses for n in get(u).needs)))
         (HELPERS if helper else CATALOGUE)[name] = Feature(
             name,
             group,
@@ -105,19 +116,40 @@ def feature(
             dtype,
             none,
             tuple(tables),
+            doc,
             tuple(uses),
             core,
             population,
-            doc,
         )
         return build
 
     return register
 
 
-def find(name: str) -> Feature:
-    """The feature or helper of that name (KeyError: neither)."""
-    return CATALOGUE[name] if name in CATALOGUE else HELPERS[name]
+def windowed(stem: str) -> Callable[[Callable[[int], Feature]], Callable[[int], Feature]]:
+    """Register a function that makes the feature `<stem>_<N>d` of a window of N days."""
+
+    def register(make: Callable[[int], Feature]) -> Callable[[int], Feature]:
+        WINDOWED[stem] = make
+        return make
+
+    return register
+
+
+def find(name: str) -> Feature | None:
+    """The feature of that name: of the catalogue, a helper, or of a window of any length."""
+    if name in CATALOGUE or name in HELPERS:
+        return CATALOGUE.get(name) or HELPERS[name]
+    match = re.fullmatch(r"(\w+)_([1-9][0-9]{0,3})d", name)
+    return WINDOWED[match[1]](int(match[2])) if match and match[1] in WINDOWED else None
+
+
+def get(name: str) -> Feature:
+    """The feature of a name that `check_names` let through."""
+    found = find(name)
+    if found is None:
+        raise KeyError(name)
+    return found
 
 
 def closure(names: Iterable[str]) -> list[Feature]:
@@ -126,9 +158,9 @@ def closure(names: Iterable[str]) -> list[Feature]:
 
     def visit(name: str) -> None:
         if name not in found:
-            for used in find(name).uses:
+            for used in get(name).uses:
                 visit(used)
-            found[name] = find(name)
+            found[name] = get(name)
 
     for name in names:
         visit(name)
@@ -143,7 +175,7 @@ def check_names(names: Iterable[str], where: str = "features.set") -> list[str]:
     """
     wanted = list(names)
     for name in wanted:
-        if name not in CATALOGUE and name not in HELPERS:
+        if find(name) is None:
             close = difflib.get_close_matches(name, CATALOGUE, n=1)
             raise ConfigError(
                 where,
@@ -163,18 +195,26 @@ def check_names(names: Iterable[str], where: str = "features.set") -> list[str]:
 
 
 def feature_names(config: Config) -> list[str]:
-    """The names that `features.set` stands for: core, all, or the list itself."""
+    """The names that `features.set` stands for: core, all, or the list itself.
+
+    `core` and `all` come with the features of `features.windows_days`; gender is in `all` only
+    when `features.gender` opts in.
+    """
     chosen = config.features.set
-    if chosen == "all":
-        return list(CATALOGUE)
-    if chosen == "core":
-        return [f.name for f in CATALOGUE.values() if f.core]
-    return check_names(chosen)
+    if not isinstance(chosen, str):
+        return check_names(chosen)
+    names = [
+        f.name
+        for f in CATALOGUE.values()
+        if f.core or (chosen == "all" and (f.name != "gender" or config.features.gender))
+    ]
+    further = (f"{stem}_{n}d" for n in config.features.windows_days for stem in WINDOWED)
+    return list(dict.fromkeys((*names, *further)))
 
 
 def available(name: str, present: Iterable[str]) -> bool:
-    """Whether every table that a feature needs is present."""
-    return set(find(name).needs) <= set(present)
+    """Whether every table, column and section that a feature needs is present."""
+    return set(get(name).needs) <= set(present)
 
 
 # At the end, because the catalogue registers through the decorator above: who imports the

@@ -8,6 +8,7 @@ moment to let it in.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
@@ -25,7 +26,7 @@ from features.localtime import local_days
 from features.tables import Tables
 
 FOREVER = datetime(9999, 12, 31)
-_TIMES = {
+TIMES = {
     "transactions": "transacted_at",
     "exposures": "assigned_at",
     "events": "occurred_at",
@@ -55,12 +56,22 @@ class Scratch:
 
     con: Any
     names: list[str] = field(default_factory=list)
+    functions: list[str] = field(default_factory=list)
 
     def keep(self, relation: ir.Table) -> ir.Table:
         """Compute a relation once; what is built on it reads the result."""
         name = f"_features_{next(_serial)}"
         self.names.append(name)
         return self.con.create_table(name, relation, temp=True)
+
+    def function(
+        self, look_up: Callable[..., Any], takes: tuple[type, ...], gives: type
+    ) -> Callable[..., ir.Value]:
+        """A function over Arrow arrays, for use in expressions until the block ends."""
+        name = f"_features_{next(_serial)}"
+        made = ibis.udf.scalar.pyarrow(look_up, name=name, signature=(takes, gives))
+        self.functions.append(name)
+        return made
 
     def __enter__(self) -> Scratch:
         return self
@@ -83,12 +94,14 @@ class Spine:
     `rows`: row, customer (code), as_of (naive UTC), today (local day of as_of).
     `customers`: customer (code), customer_id; each customer of the spine once.
     `latest`: the last moment; `earliest_day`: the first local day of a moment.
+    `single`: all rows have one moment, and each a customer of its own, whose code is its row.
     """
 
     rows: ir.Table
     customers: ir.Table
     latest: datetime
     earliest_day: int
+    single: bool
 
 
 def load_spine(frame: pd.DataFrame, zone: str, scratch: Scratch) -> Spine:
@@ -133,6 +146,7 @@ def load_spine(frame: pd.DataFrame, zone: str, scratch: Scratch) -> Spine:
         scratch.keep(ibis.memtable(customers)),
         times.max().item() if len(times) else datetime(1970, 1, 1),
         int(today.min()) if len(today) else 0,
+        single=len(ids) == len(frame) > 0 and bool(times.min() == times.max()),
     )
 
 
@@ -143,6 +157,19 @@ def visible(spine: Spine, facts: ir.Table) -> ir.Table:
     and until (the time of the first source row that changes it, or FOREVER). A fact is true at a
     moment when `since` is before it and `until` is not. Adds row, as_of, today, and age in days.
     """
+    own = [name for name in facts.columns if name not in ("customer", "until")]
+    if spine.single:
+        seen = facts.filter(
+            seen_before(facts.since, spine.latest) & ~seen_before(facts.until, spine.latest)
+        )
+        today = ibis.literal(spine.earliest_day, type="int64")
+        return seen.select(
+            row=seen.customer,
+            as_of=ibis.literal(spine.latest, type="timestamp(6)"),
+            today=today,
+            age=today - seen.day,
+            **{name: seen[name] for name in own},
+        )
     rows = spine.rows
     joined = rows.join(
         facts,
@@ -152,9 +179,12 @@ def visible(spine: Spine, facts: ir.Table) -> ir.Table:
             ~seen_before(facts.until, rows.as_of),
         ],
     )
-    own = {name: facts[name] for name in facts.columns if name not in ("customer", "until")}
     return joined.select(
-        row=rows.row, as_of=rows.as_of, today=rows.today, age=rows.today - facts.day, **own
+        row=rows.row,
+        as_of=rows.as_of,
+        today=rows.today,
+        age=rows.today - facts.day,
+        **{name: facts[name] for name in own},
     )
 
 
@@ -177,7 +207,7 @@ def all_customers(tables: Tables, as_of: datetime, config: Config) -> pd.DataFra
 def seen_customers(tables: Tables, moment: datetime) -> pd.DataFrame:
     """Customers seen in any table before a moment (naive UTC), by id: customer_id, as_of."""
     seen = []
-    for name, time in _TIMES.items():
+    for name, time in TIMES.items():
         table = getattr(tables, name)
         if table is None:
             continue
@@ -194,7 +224,7 @@ def seen_customers(tables: Tables, moment: datetime) -> pd.DataFrame:
 
 
 def _refuse_too_early(tables: Tables, moment: datetime, customers: int) -> None:
-    for name, time in _TIMES.items():
+    for name, time in TIMES.items():
         table = getattr(tables, name)
         if table is None or name in ("customers", "events"):
             continue

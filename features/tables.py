@@ -19,8 +19,9 @@ class Tables:
     Times are naive UTC timestamps (microseconds), ids are text. A table that the source does not
     have is None. `counts` holds per table `read`, `kept`, and one number per reason for which rows
     were set aside; the latter two sum to `read`. `identical_lines` counts order lines that repeat
-    an earlier one in every column and were kept. `digest` identifies the data. `notes` are
-    sentences that belong into every report on this data.
+    an earlier one in every column and were kept. `absent` names optional columns that the source
+    lacks, as `transactions.category`; they are NULL in the table. `digest` identifies the data.
+    `notes` are sentences that belong into every report on this data.
     """
 
     con: Any
@@ -33,6 +34,7 @@ class Tables:
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     identical_lines: int = 0
+    absent: frozenset[str] = frozenset()
 
 
 def time_range(tables: Tables, names: tuple[str, ...]) -> tuple[datetime, datetime] | None:

@@ -1,4 +1,4 @@
-"""Recency, frequency, money, rhythm and trend."""
+"""Recency, frequency and money."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ibis.expr.types as ir
 
 from features.grains import Facts
 from features.orders import MICRO
-from features.registry import feature
+from features.registry import Feature, feature, windowed
 
 
 @feature(
@@ -72,6 +72,18 @@ def orders_30d(o: Facts) -> ir.Value:
 
 
 @feature(
+    "orders_90d",
+    group="rfm",
+    of="orders",
+    dtype="int",
+    none=0,
+    doc="Valid orders of age ≤ 90.",
+)
+def orders_90d(o: Facts) -> ir.Value:
+    return o.count(o.valid & o.within(90))
+
+
+@feature(
     "spend_90d",
     group="rfm",
     of="orders",
@@ -108,56 +120,56 @@ def spend_total(o: Facts) -> ir.Value:
 
 
 @feature(
-    "interval_mean_days",
-    group="rhythm",
-    of="order_days",
-    core=True,
-    doc="Mean gap between successive order days; at least one gap.",
-)
-def interval_mean_days(d: Facts) -> ir.Value:
-    # The gaps of consecutive days sum to the last day minus the first.
-    return d.ratio(d.age.max() - d.age.min(), d.count() - 1)
-
-
-@feature(
-    "interval_expected_days",
-    group="rhythm",
-    of="order_days",
-    population=True,
-    doc="(2·m + sum of gaps) ÷ (2 + number of gaps); m is the frozen median gap, "
-    "2 is `features.interval_prior_weight`.",
-)
-def interval_expected_days(d: Facts) -> ir.Value:
-    weight = d.config.features.interval_prior_weight
-    gaps = d.age.max() - d.age.min()
-    return (weight * d.frozen.median_gap_days + gaps) / (weight + d.count() - 1)
-
-
-@feature(
-    "overdue_ratio",
-    group="rhythm",
-    of="features",
-    core=True,
-    population=True,
-    uses=("recency_days", "interval_expected_days"),
-    doc="recency_days ÷ interval_expected_days.",
-)
-def overdue_ratio(f: Facts) -> ir.Value:
-    return f.ratio(f.recency_days, f.interval_expected_days)
-
-
-@feature(
-    "spend_trend_90d",
-    group="trend",
+    "return_share_365d",
+    group="rfm",
     of="orders",
-    core=True,
-    doc="(a − b) ÷ (|a| + |b|); a: spend of age ≤ 90, b: of age 91–180.",
+    doc="Sum of |amount| of return lines ÷ sum of amount of all purchase lines, those of fully "
+    "returned orders included.",
 )
-def spend_trend_90d(o: Facts) -> ir.Value:
-    amount = o.paid + o.returned
-    late = amount.sum(where=o.within(90)).fill_null(0.0)
-    early = amount.sum(where=o.within(180) & ~o.within(90)).fill_null(0.0)
-    return o.ratio(late - early, late.abs() + early.abs())
+def return_share_365d(o: Facts) -> ir.Value:
+    return o.ratio(-o.returned.sum(where=o.within(365)), o.paid.sum(where=o.within(365)))
+
+
+@windowed("orders")
+def orders_window(days: int) -> Feature:
+    return Feature(
+        name=f"orders_{days}d",
+        group="rfm",
+        of="orders",
+        build=lambda o: o.count(o.valid & o.within(days)),
+        dtype="int",
+        none=0,
+        needs=("transactions",),
+        doc=f"Valid orders of age ≤ {days}.",
+    )
+
+
+@windowed("order_days")
+def order_days_window(days: int) -> Feature:
+    return Feature(
+        name=f"order_days_{days}d",
+        group="rfm",
+        of="order_days",
+        build=lambda d: d.count(d.within(days)),
+        dtype="int",
+        none=0,
+        needs=("transactions",),
+        doc=f"Local dates of age ≤ {days} with a valid order.",
+    )
+
+
+@windowed("spend")
+def spend_window(days: int) -> Feature:
+    return Feature(
+        name=f"spend_{days}d",
+        group="rfm",
+        of="orders",
+        build=lambda o: _spend(o, o.within(days)),
+        dtype="float",
+        none=0,
+        needs=("transactions",),
+        doc=f"Sum of amount of age ≤ {days}, returns at their own date; currency.",
+    )
 
 
 def _spend(o: Facts, where: ir.Value) -> ir.Value:
