@@ -304,7 +304,8 @@ class TrainingConfig(Section):
     )
     response_targets: list[str] = Field(
         default_factory=lambda: ["response"],
-        description="response models to fit: response, redemption",
+        description="models to fit: response, redemption (both need exposures), repurchase, churn, "
+        "clv (need transactions)",
     )
     folds: int = Field(5, ge=2, le=20, description="cross-fitting folds, drawn by customer")
     test_share: float = Field(

@@ -7,8 +7,8 @@ reads the same columns from a snapshot.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class Population:
     customer_id  (n,) ASCII bytes in ascending order
     X            (n, d) float32 as the bundle's schema encodes it
     scores       of the bundle, float32
+    values       (n,) float32 per value target of the bundle; NaN where it does not speak of one
     tier, stage  segments; missing without transactions
     rfm          (n, 3) recency_days, order_days_365d, spend_365d; NaN where unknown
     consent      (n,) may be contacted
@@ -76,6 +77,7 @@ class Population:
     rfm: FloatArray
     consent: BoolArray
     free_at: Times
+    values: Mapping[str, Float32Array] = field(default_factory=dict)
     simulated: bool = False
     data_digest: str = ""
     missing: tuple[str, ...] = ()
@@ -107,7 +109,9 @@ def from_tables(
     """As `from_source`, of tables that are open already."""
     spine = all_customers(tables, as_of, config)
     frozen = FrozenValues.from_json(json.dumps(dict(bundle.frozen)))
-    names = list(bundle.features["names"])
+    own = list(bundle.features["names"])
+    valued = () if bundle.values is None else bundle.values.schema.names
+    names = list(dict.fromkeys((*own, *valued)))
     segmented = tables.transactions is not None
     extra = [n for n in dict.fromkeys((*SEGMENT_FEATURES, *RFM)) if n not in names]
     built = build_features(tables, spine, names + (extra if segmented else []), config, frozen)
@@ -122,11 +126,15 @@ def from_tables(
         tier, stage = segment["tier"], segment["lifecycle_stage"]
         rfm = frame[list(RFM)].to_numpy(dtype=np.float64, na_value=np.nan)
     X = bundle.schema.encode(frame)[order]
+    values: dict[str, Float32Array] = {}
+    if bundle.values is not None:
+        values = bundle.values.predict(bundle.values.schema.encode(frame)[order], threads)
     return Population(
         as_of=_aware(as_of),
         customer_id=_bytes(ids)[order],
         X=X,
         scores=bundle.score(X, threads=threads),
+        values=values,
         tier=Labels.of(np.asarray(tier, dtype=object)[order]),
         stage=Labels.of(np.asarray(stage, dtype=object)[order]),
         rfm=rfm[order],

@@ -103,10 +103,23 @@ class Rfm(Struct, frozen=True):
 
 
 class CustomerScores(Struct, frozen=True):
-    """Model scores of a customer; null where no model of that kind is served."""
+    """Model scores of a customer; null where no model of that kind is served, or where it does
+    not speak of the customer (churn: of those who ordered lately; all but the response propensity:
+    of those who ordered at all).
+
+    `repurchase_probability` is of an order and `churn_probability` of none, `clv_micros` is
+    expected money, each in the days that `value_days` names; `clv_is` says whether that money is
+    contribution or, where no margin is known, revenue. `clv_365d_micros` is `clv_micros` where its
+    days are 365.
+    """
 
     response_propensity: Share | None
     clv_365d_micros: int | None
+    repurchase_probability: Share | None
+    churn_probability: Share | None
+    clv_micros: int | None
+    clv_is: Literal["contribution", "revenue"] | None
+    value_days: dict[str, int]
 
 
 class CustomerAnswer(Struct, frozen=True):

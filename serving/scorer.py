@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -121,11 +122,28 @@ class Scorer:
                 monetary_365d_micros=None if monetary is None else round(monetary * MICROS),
             ),
             consent=bool(people.consent[row]),
-            scores=schemas.CustomerScores(
-                response_propensity=shortest(people.scores.response[rows])[0], clv_365d_micros=None
-            ),
+            scores=self._scores(row),
             uplift=dict(zip(self.model.bundle.arms, cate, strict=True)),
             recent_decisions=[],
+        )
+
+    def _scores(self, row: int) -> schemas.CustomerScores:
+        people, models = self.snapshot.population, self.model.bundle.values
+        value = {name: shortest(v[row : row + 1])[0] for name, v in people.values.items()}
+        money = value.get("clv")
+        clv = None if money is None else round(money * MICROS)
+        days = {} if models is None else {name: m.days for name, m in models.models.items()}
+        label: Literal["contribution", "revenue"] = (
+            "revenue" if models is not None and models.revenue else "contribution"
+        )
+        return schemas.CustomerScores(
+            response_propensity=shortest(people.scores.response[row : row + 1])[0],
+            clv_365d_micros=clv if days.get("clv") == 365 else None,
+            repurchase_probability=value.get("repurchase"),
+            churn_probability=value.get("churn"),
+            clv_micros=clv,
+            clv_is=label if "clv" in days else None,
+            value_days=days,
         )
 
     def current(self) -> schemas.ModelAnswer:
@@ -208,9 +226,11 @@ class Scorer:
         people, campaign, arms = self.snapshot.population, self.campaign, self.model.bundle.arms
         names = np.array([CONTROL, *arms], dtype=object)
         offered = np.array(campaign.offered, dtype=bool)
-        reward = np.where(offered, people.scores.reward[rows], -np.inf)
-        shown = np.where(made.is_offer, made.arm - 1, reward.argmax(axis=1))
-        uplift = shortest(people.scores.cate[rows, shown])
+        uplift: list[float | None] = [None] * len(ids)
+        if arms:
+            reward = np.where(offered, people.scores.reward[rows], -np.inf)
+            shown = np.where(made.is_offer, made.arm - 1, reward.argmax(axis=1))
+            uplift = shortest(people.scores.cate[rows, shown])
         response = shortest(people.scores.response[rows])
         start = self.snapshot.as_of + timedelta(
             days=self.config.outcome.window_days * campaign.window_id

@@ -29,7 +29,7 @@ from serving.campaign import Campaign, config_digest, decide_all
 from serving.load import LoadedModel, sync_folder, write_atomically
 from serving.population import Labels, Population, from_source
 from serving.salt import Salt
-from uplift.bundle import Scores
+from uplift.bundle import Scores, ScoringBundle
 from uplift.policy import Shares
 
 FORMAT = 1
@@ -162,7 +162,7 @@ def open_snapshot(folder: Path, model: LoadedModel) -> Snapshot:
     shapes = {
         "customer_id": (n,), "X": (n, d), "cate": (n, k), "reward": (n, k), "cost": (n, k),
         "response": (n,), "tier": (n,), "stage": (n,), "rfm": (n, 3), "consent": (n,),
-        "free_at": (n,),
+        "free_at": (n,), **{f"value_{target}": (n,) for target in _value_targets(bundle)},
     }  # fmt: skip
     if {name: a.shape for name, a in arrays.items()} != shapes:
         raise _refused(folder, f"columns of {n} customers", "other shapes")
@@ -176,6 +176,7 @@ def open_snapshot(folder: Path, model: LoadedModel) -> Snapshot:
         rfm=arrays["rfm"],
         consent=arrays["consent"],
         free_at=arrays["free_at"],
+        values={target: arrays[f"value_{target}"] for target in _value_targets(bundle)},
         simulated=manifest["simulated"],
         data_digest=manifest["data_digest"],
         missing=tuple(manifest["missing"]),
@@ -305,7 +306,12 @@ def _columns(population: Population) -> dict[str, npt.NDArray[Any]]:
         "rfm": population.rfm,
         "consent": population.consent,
         "free_at": population.free_at,
+        **{f"value_{target}": values for target, values in population.values.items()},
     }
+
+
+def _value_targets(bundle: ScoringBundle) -> list[str]:
+    return [] if bundle.values is None else list(bundle.values.models)
 
 
 def _write(path: Path, values: npt.NDArray[Any]) -> dict[str, Any]:

@@ -7,10 +7,14 @@ import logging
 import sys
 import traceback
 import warnings
+from typing import TYPE_CHECKING
 
 from features.config import Config, load_config
 from features.errors import InputError
 from uplift.errors import UpliftError
+
+if TYPE_CHECKING:
+    from training.train import Training, ValueTraining
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,65 +42,98 @@ def main(argv: list[str] | None = None) -> int:
 
 def _train(config: Config, path: str) -> None:
     # MLflow and matplotlib take seconds to import: a wrong key must not wait for them.
-    from training.train import progress_lines, run, summary
+    from training.train import ValueTraining, progress_lines, run
 
     with progress_lines(total=12) as progress:
         training = run(config, progress)
-        from training.figures import all_figures
-        from training.rows import save_rows
-        from training.tracking import log_training
+        if isinstance(training, ValueTraining):
+            told = _log_values(training, config, path)
+        else:
+            told = _log(training, config, path)
+        progress("logged to MLflow")
+    print(told)
 
-        simulated = training.tables.simulated
-        subtitle = f"{config.name}, {'SIMULATED shop' if simulated else config.source.kind}"
-        if training.dataset.estimated:
-            subtitle += ", observational"
-        figures = all_figures(
-            training.evaluation,
-            training.verdict,
-            training.before,
-            training.diagnostics,
-            training.reports,
-            config.currency,
-            subtitle,
-        )
-        registered = log_training(
-            config,
-            training.tables,
+
+def _log(training: Training, config: Config, path: str) -> str:
+    """Log a training to MLflow; returns what the user reads at the end."""
+    from training.figures import all_figures
+    from training.rows import save_rows
+    from training.tracking import log_training
+    from training.train import summary
+
+    simulated = training.tables.simulated
+    subtitle = f"{config.name}, {'SIMULATED shop' if simulated else config.source.kind}"
+    if training.dataset.estimated:
+        subtitle += ", observational"
+    figures = all_figures(
+        training.evaluation,
+        training.verdict,
+        training.before,
+        training.diagnostics,
+        training.reports,
+        training.values.reports,
+        config.currency,
+        subtitle,
+    )
+    told = summary(training, config)
+    registered = log_training(
+        config,
+        training.tables,
+        training.dataset,
+        training.models,
+        training.evaluation,
+        training.diagnostics,
+        training.reports,
+        training.verdict,
+        training.values,
+        figures,
+        told,
+    )
+    if simulated:
+        save_rows(
+            config.name,
+            registered.run_id,
+            training.tables.digest,
             training.dataset,
             training.models,
             training.evaluation,
-            training.diagnostics,
-            training.reports,
             training.verdict,
-            figures,
-            summary(training, config),
         )
-        if simulated:
-            save_rows(
-                config.name,
-                registered.run_id,
-                training.tables.digest,
-                training.dataset,
-                training.models,
-                training.evaluation,
-                training.verdict,
-            )
-        progress("logged to MLflow")
-    print(summary(training, config))
     verdict = training.verdict
     if verdict.promote:
-        print(f"\nChampion: {config.name} version {registered.version}, policy {verdict.policy}.")
+        named = f"Champion: {config.name} version {registered.version}, policy {verdict.policy}."
     else:
-        print(f"\nNo new champion: version {registered.version} stays challenger.")
+        named = f"No new champion: version {registered.version} stays challenger."
         if registered.champion_version:
-            print(f"Version {registered.champion_version} stays champion.")
-    print(f"Because {verdict.reason}.")
-    print("\nNext:")
-    print("  make mlflow                # compare the runs at http://127.0.0.1:5000")
-    if verdict.promote or registered.champion_version:
-        print(f"  make serve CONFIG={path}   # ask the scorer at http://127.0.0.1:8000")
-    else:
-        print(f"  python -m features check --config {path}   # what the data allow")
+            named += f"\nVersion {registered.champion_version} stays champion."
+    ready = verdict.promote or registered.champion_version is not None
+    return f"{told}\n\n{named}\nBecause {verdict.reason}.\n{_next(path, ready)}"
+
+
+def _log_values(training: ValueTraining, config: Config, path: str) -> str:
+    """As `_log`, for a training on transactions alone."""
+    from training.figures import value_figures
+    from training.tracking import Served, log_value_training
+    from training.value import NO_EFFECTS, VALUE_ALONE, value_summary
+
+    told = "\n".join(value_summary(training.values))
+    registered = log_value_training(
+        config,
+        training.tables,
+        training.values,
+        Served(training.bundle, VALUE_ALONE, NO_EFFECTS, promote=True),
+        value_figures(training.values.reports, f"{config.name}, {config.source.kind}"),
+        told,
+    )
+    named = f"Champion: {config.name} version {registered.version}, policy {VALUE_ALONE}."
+    return f"{told}\n\n{named}\nBecause {NO_EFFECTS}.\n{_next(path, True)}"
+
+
+def _next(path: str, ready: bool) -> str:
+    serve = f"  make serve CONFIG={path}   # ask the scorer at http://127.0.0.1:8000"
+    check = f"  python -m features check --config {path}   # what the data allow"
+    look = "  make mlflow                # compare the runs at http://127.0.0.1:5000"
+    return "\n".join(["\nNext:", look, serve if ready else check])
 
 
 if __name__ == "__main__":

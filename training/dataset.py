@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import ibis
@@ -21,6 +22,7 @@ from features.config import Config
 from features.errors import ConfigError, DataError
 from features.frozen import FrozenValues, fit_frozen
 from features.registry import feature_names
+from features.spine import naive_utc
 from features.tables import Tables, complete_until
 from uplift.data import FloatArray, Schema, TrainingSet, arm_codes
 from uplift.offers import Offer
@@ -50,8 +52,16 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
 
-def build_dataset(tables: Tables, config: Config, offers: tuple[Offer, ...]) -> Dataset:
+def build_dataset(
+    tables: Tables,
+    config: Config,
+    offers: tuple[Offer, ...],
+    earliest: datetime | None = None,
+) -> Dataset:
     """Every exposure with a complete outcome, with its features as of its assignment.
+
+    Population values are frozen at the first assignment, or at `earliest` where that is sooner:
+    the first moment that anything else of the same training learns at.
 
     Raises DataError where there is nothing to learn from (no exposures, no control, no closed
     window), and ConfigError where the configuration names what is not there.
@@ -77,6 +87,8 @@ def build_dataset(tables: Tables, config: Config, offers: tuple[Offer, ...]) -> 
             "previous one: effects are given later waves"
         )
     reference = rows["assigned_at"].min().to_pydatetime()
+    if earliest is not None:
+        reference = min(reference, naive_utc(earliest))
     frozen = (
         fit_frozen(tables, reference, config) if tables.transactions is not None else FrozenValues()
     )

@@ -13,6 +13,7 @@ from training.diagnostics import Diagnostics
 from training.evaluate import Candidate, Evaluation
 from training.gate import Verdict
 from training.responses import ResponseReport
+from training.value import ValueReport
 from uplift.evaluation import NO_OFFER, RIVALS
 from uplift.scores import Estimate
 
@@ -26,6 +27,7 @@ def all_figures(
     before: Diagnostics,
     after: Diagnostics,
     reports: Sequence[ResponseReport],
+    values: Sequence[ValueReport],
     currency: str,
     subtitle: str,
 ) -> Mapping[str, Figure]:
@@ -45,6 +47,18 @@ def all_figures(
     for report in reports:
         name = f"{report.target}_{report.held_out.replace(' ', '_')}.png"
         figures[name] = response(report, subtitle)
+    return {**figures, **value_figures(values, subtitle)}
+
+
+def value_figures(values: Sequence[ValueReport], subtitle: str) -> Mapping[str, Figure]:
+    """File name -> figure: predicted and observed by decile of the prediction, per target."""
+    figures = {}
+    for report in values:
+        title = f"{report.target} in {report.plan.days} days, held-out time ({report.served})"
+        figure, axes = _axes(title, subtitle)
+        _by_decile(axes, report.deciles)
+        axes.set_ylabel("rate" if report.unit == "probability" else report.unit)
+        figures[f"{report.target}.png"] = figure
     return figures
 
 
@@ -200,11 +214,15 @@ def response(report: ResponseReport, subtitle: str) -> Figure:
         f"[{auc.lo:.3f}, {auc.hi:.3f}])",
         subtitle,
     )
-    part = [row["part"] for row in report.deciles]
-    axes.bar(part, [row["observed"] for row in report.deciles], color=INK, label="observed")
-    axes.plot(part, [r["predicted"] for r in report.deciles], "o-", color=ACCENT, label="predicted")
+    _by_decile(axes, report.deciles)
+    axes.set_ylabel("rate")
+    return figure
+
+
+def _by_decile(axes: Axes, rows: list[dict[str, float]]) -> None:
+    part = [row["part"] for row in rows]
+    axes.bar(part, [row["observed"] for row in rows], color=INK, label="observed")
+    axes.plot(part, [row["predicted"] for row in rows], "o-", color=ACCENT, label="predicted")
     axes.set_xticks(part)
     axes.set_xlabel("decile, highest prediction first")
-    axes.set_ylabel("rate")
     axes.legend(frameon=False, fontsize=8)
-    return figure

@@ -17,7 +17,8 @@ from uplift.bundle import ScoringBundle, load_bundle
 
 
 class ScoringModel(PythonModel):
-    """Scores of a bundle as a frame: cate_<arm>, reward_<arm>, cost_<arm>, response_propensity."""
+    """Scores of a bundle as a frame: cate_<arm>, reward_<arm>, cost_<arm>, response_propensity, and
+    repurchase, churn, clv as far as there are such models."""
 
     bundle: ScoringBundle
 
@@ -30,15 +31,18 @@ class ScoringModel(PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """(n, 3 K + 1) float32 scores of n rows of features, named as the bundle names them."""
+        """(n, 3 K + 1 + value targets) float32 scores of n rows of features, named as the bundle
+        names them."""
         scores = self.bundle.score(self.bundle.schema.encode(model_input))
         columns: dict[str, Any] = {}
         for kind in ("cate", "reward", "cost"):
             values = getattr(scores, kind)
             columns |= {f"{kind}_{arm}": values[:, k] for k, arm in enumerate(self.bundle.arms)}
-        return pd.DataFrame(
-            {**columns, "response_propensity": scores.response}, index=model_input.index
-        )
+        columns["response_propensity"] = scores.response
+        if self.bundle.values is not None:
+            values = self.bundle.values
+            columns |= values.predict(values.schema.encode(model_input))
+        return pd.DataFrame(columns, index=model_input.index)
 
 
 mlflow.models.set_model(ScoringModel())

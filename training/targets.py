@@ -1,4 +1,7 @@
-"""Response targets: which exposures a target is learned from, and their 0/1 label."""
+"""Response targets: which exposures a target is learned from, and their 0/1 label.
+
+The targets of `uplift.value` are learned from transactions alone (`training.value`).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import numpy.typing as npt
 from features.errors import ConfigError
 from training.dataset import Dataset
 from uplift.data import BoolArray, FloatArray
+from uplift.value import VALUE_TARGETS
 
 Label = Callable[[Dataset], tuple[BoolArray, FloatArray]]
 TARGETS: dict[str, Label] = {}
@@ -40,11 +44,12 @@ def redemption(dataset: Dataset) -> tuple[BoolArray, FloatArray]:
 
 def check_targets(names: list[str]) -> None:
     """Raise ConfigError for a target that nobody registered."""
-    unknown = [name for name in names if name not in TARGETS]
+    known = {*TARGETS, *VALUE_TARGETS}
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise ConfigError(
             "training.response_targets",
-            expected=" or ".join(sorted(TARGETS)),
+            expected=" or ".join(sorted(known)),
             found=", ".join(unknown),
             remedy="Remove what is not known.",
         )

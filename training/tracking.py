@@ -27,6 +27,7 @@ from training.evaluate import DECIDING_METRIC, Candidate, Evaluation
 from training.fit import Models
 from training.gate import Verdict
 from training.responses import ResponseReport
+from training.value import Values, values_json
 from uplift.bundle import ScoringBundle
 from uplift.scores import Estimate
 
@@ -35,6 +36,16 @@ if TYPE_CHECKING:
 
 STORE = Path("mlruns")
 CHAMPION, CHALLENGER = "champion", "challenger"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A bundle to register, its policy, why it is the one, and whether it becomes champion."""
+
+    bundle: ScoringBundle
+    policy: str
+    reason: str
+    promote: bool
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,7 @@ def log_training(
     diagnostics: Diagnostics,
     reports: Sequence[ResponseReport],
     verdict: Verdict,
+    values: Values,
     figures: Mapping[str, Figure],
     summary: str,
 ) -> Registered:
@@ -103,7 +115,8 @@ def log_training(
         for name, figure in figures.items():
             mlflow.log_figure(figure, f"figures/{name}")
         mlflow.log_dict(
-            report_json(config, tables, dataset, evaluation, diagnostics, reports, verdict),
+            report_json(config, tables, dataset, evaluation, diagnostics, reports, verdict)
+            | {"values": values_json(values)},
             "report.json",
         )
         mlflow.log_dict(json.loads(config.model_dump_json()), "config.json")
@@ -111,7 +124,46 @@ def log_training(
             _log_candidate(candidate, candidate is evaluation.chosen, tables, dataset, config)
         for report in reports:
             _log_response(report, figures)
-        return _register(client, run.info.run_id, config, dataset, verdict)
+        _log_values(values, figures)
+        served = Served(verdict.bundle, verdict.policy, verdict.reason, verdict.promote)
+        return _register(client, run.info.run_id, config, served)
+
+
+def log_value_training(
+    config: Config,
+    tables: Tables,
+    values: Values,
+    served: Served,
+    figures: Mapping[str, Figure],
+    summary: str,
+) -> Registered:
+    """Log a training on transactions alone and register its bundle."""
+    client = connect(config)
+    with mlflow.start_run(run_name=f"train {config.name}") as run:
+        mlflow.set_tags(
+            {
+                "gate.verdict": "champion",
+                "gate.policy": served.policy,
+                "gate.reason": served.reason,
+                "data.simulated": str(tables.simulated).lower(),
+                "data.digest": tables.digest,
+                "currency": config.currency,
+                **{
+                    f"note{i}": note[:4000]
+                    for i, note in enumerate([*tables.notes, *values.notes], start=1)
+                },
+            }
+        )
+        mlflow.set_tag("mlflow.note.content", f"```\n{summary}\n```")
+        mlflow.log_params(_params(config))
+        mlflow.log_input(_input(tables, config, {}), context="training")
+        mlflow.log_metrics(_row_counts(tables))
+        for name, figure in figures.items():
+            mlflow.log_figure(figure, f"figures/{name}")
+        mlflow.log_dict({"values": values_json(values)}, "report.json")
+        mlflow.log_dict(json.loads(config.model_dump_json()), "config.json")
+        _log_values(values, figures)
+        return _register(client, run.info.run_id, config, served)
 
 
 def _tags(
@@ -152,13 +204,20 @@ def _params(config: Config) -> dict[str, Any]:
 
 
 def _dataset_input(tables: Tables, dataset: Dataset, config: Config) -> Any:
+    sizes = {
+        "exposures": str(len(dataset.training)),
+        "features": str(len(dataset.features) + len(dataset.given)),
+    }
+    return _input(tables, config, sizes)
+
+
+def _input(tables: Tables, config: Config, sizes: Mapping[str, str]) -> Any:
     source = CodeDatasetSource(
         tags={
             "kind": config.source.kind,
             "path": str(config.source.path),
             "simulated": str(tables.simulated).lower(),
-            "exposures": str(len(dataset.training)),
-            "features": str(len(dataset.features) + len(dataset.given)),
+            **sizes,
         }
     )
     # MLflow stores at most 36 characters of a digest; the whole one is a tag of the run.
@@ -195,10 +254,17 @@ def _parent_metrics(
         metrics |= estimate_metrics(f"outcome_effect_{arm}", effect)
     for rival, difference in evaluation.chosen.against.items():
         metrics |= estimate_metrics(f"gain_over_{rival}", difference)
-    for table, counts in tables.counts.items():
-        metrics |= {f"rows_{table}_{reason}": float(n) for reason, n in counts.items()}
+    metrics |= _row_counts(tables)
     metrics |= {f"exposures_{k}": float(v) for k, v in dataset.counts.items()}
     return metrics
+
+
+def _row_counts(tables: Tables) -> dict[str, float]:
+    return {
+        f"rows_{table}_{reason}": float(n)
+        for table, counts in tables.counts.items()
+        for reason, n in counts.items()
+    }
 
 
 def _log_candidate(
@@ -248,11 +314,49 @@ def _log_response(report: ResponseReport, figures: Mapping[str, Figure]) -> None
             mlflow.log_text(content.decode(), f"model/{file}")
 
 
-def _register(
-    client: MlflowClient, run_id: str, config: Config, dataset: Dataset, verdict: Verdict
-) -> Registered:
+def _log_values(values: Values, figures: Mapping[str, Figure]) -> None:
+    """A nested run per target: metrics of what is served under their own names, those of every
+    candidate under `<candidate>_<metric>`, what the trees gain as `gain_over_<baseline>_...`."""
+    for report in values.reports:
+        with mlflow.start_run(run_name=f"{report.target} (held-out time)", nested=True):
+            mlflow.set_tags(
+                {
+                    "kind": "value model",
+                    "target": report.target,
+                    "held_out": f"after {report.plan.test.isoformat()}",
+                    "deciding_metric": report.deciding,
+                    "served": report.served,
+                    "served.reason": report.why,
+                    "unit": report.unit,
+                }
+            )
+            metrics: dict[str, float] = {}
+            for kind, measured in report.metrics.items():
+                for name, estimate in measured.items():
+                    metrics |= estimate_metrics(f"{kind}_{name}", estimate)
+            for name, estimate in report.metrics[report.served].items():
+                metrics |= estimate_metrics(name, estimate)
+            for kind, gains in report.gains.items():
+                for name, estimate in gains.items():
+                    metrics |= estimate_metrics(f"gain_over_{kind}_{name}", estimate)
+            metrics |= {
+                "rows": report.rows,
+                "trees": report.rounds,
+                "days": report.plan.days,
+                "learned_days": report.plan.past.days,
+            }
+            mlflow.log_metrics(metrics)
+            mlflow.log_dict({"deciles": report.deciles}, "deciles.json")
+            mlflow.log_figure(figures[f"{report.target}.png"], f"{report.target}.png")
+            spec, files = report.model.to_files()
+            mlflow.log_dict(spec, "model/manifest.json")
+            for file, content in files.items():
+                mlflow.log_text(content.decode(), f"model/{file}")
+
+
+def _register(client: MlflowClient, run_id: str, config: Config, served: Served) -> Registered:
     with tempfile.TemporaryDirectory() as folder:
-        saved = verdict.bundle.save(Path(folder) / "bundle")
+        saved = served.bundle.save(Path(folder) / "bundle")
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("pyfunc.py")),
@@ -264,13 +368,13 @@ def _register(
     version = str(info.registered_model_version)
     for key, value in {
         "bundle_sha256": saved.sha256,
-        "policy": verdict.policy,
-        "gate.reason": verdict.reason,
+        "policy": served.policy,
+        "gate.reason": served.reason,
         "run_id": run_id,
     }.items():
         client.set_model_version_tag(config.name, version, key, value)
     client.set_registered_model_alias(config.name, CHALLENGER, version)
-    if verdict.promote:
+    if served.promote:
         client.set_registered_model_alias(config.name, CHAMPION, version)
     mlflow.set_tags({"bundle_sha256": saved.sha256, "model_version": version})
     return Registered(run_id, version, _champion(client, config.name), saved.sha256, tracking_uri())
@@ -278,22 +382,20 @@ def _register(
 
 def signature(bundle: ScoringBundle) -> ModelSignature:
     """Features in, by name; missing values are allowed everywhere."""
+    schemas = [bundle.schema] if bundle.values is None else [bundle.schema, bundle.values.schema]
+    texts = {name: name in schema.levels for schema in schemas for name in schema.names}
     columns: list[Any] = [
-        ColSpec(
-            DataType.string if name in bundle.schema.levels else DataType.double,
-            name,
-            required=False,
-        )
-        for name in bundle.schema.names
+        ColSpec(DataType.string if text else DataType.double, name, required=False)
+        for name, text in texts.items()
     ]
     outputs: list[Any] = [
         ColSpec(DataType.float, f"{kind}_{arm}")
         for kind in ("cate", "reward", "cost")
         for arm in bundle.arms
     ]
-    return ModelSignature(
-        Schema(columns), Schema([*outputs, ColSpec(DataType.float, "response_propensity")])
-    )
+    values = [] if bundle.values is None else list(bundle.values.models)
+    outputs += [ColSpec(DataType.float, name) for name in ("response_propensity", *values)]
+    return ModelSignature(Schema(columns), Schema(outputs))
 
 
 def _champion(client: MlflowClient, name: str) -> str | None:

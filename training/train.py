@@ -6,12 +6,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 
 from features.config import Config
 from features.errors import ConfigError
+from features.frozen import fit_frozen
 from features.sources import open_source
 from features.spine import all_customers
 from features.tables import Tables
@@ -22,10 +23,21 @@ from training.fit import Models, fit_models
 from training.gate import Verdict, judge
 from training.responses import ResponseReport, response_reports
 from training.targets import check_targets
+from training.value import NO_EFFECTS, Values, learn_values, value_bundle, value_summary
+from training.value_panel import (
+    Panel,
+    Plan,
+    build_panel,
+    earliest,
+    value_plans,
+    value_targets,
+)
+from uplift.bundle import ScoringBundle
 from uplift.errors import OfferError
 from uplift.learners import make_learner
 from uplift.offers import Offer, parse_offers
 from uplift.scores import Estimate
+from uplift.value import VALUE_TARGETS
 
 PER = 1000
 
@@ -42,6 +54,17 @@ class Training:
     evaluation: Evaluation
     verdict: Verdict
     reports: list[ResponseReport]
+    values: Values
+
+
+@dataclass(frozen=True)
+class ValueTraining:
+    """A training on transactions alone: customer value, and no effects."""
+
+    tables: Tables
+    panel: Panel
+    values: Values
+    bundle: ScoringBundle
 
 
 def offers_of(config: Config) -> tuple[Offer, ...]:
@@ -57,24 +80,31 @@ def offers_of(config: Config) -> tuple[Offer, ...]:
         ) from None
 
 
-def run(config: Config, progress: Callable[[str], None]) -> Training:
-    """Source -> features -> models -> evaluation -> gate; nothing is written to MLflow."""
+def run(config: Config, progress: Callable[[str], None]) -> Training | ValueTraining:
+    """Source -> features -> models -> evaluation -> gate; nothing is written to MLflow.
+
+    A source without exposures shows no effects: then the value targets alone are learned, if the
+    configuration names any.
+    """
+    check_targets(config.training.response_targets)
     offers = offers_of(config)
-    if not offers:
+    if not offers and not value_targets(config):
         raise ConfigError(
             "offers",
             expected="at least one offer",
             found="none",
             remedy="List the coupons that the exposures name as arms.",
         )
-    check_targets(config.training.response_targets)
     for name in config.training.learners:
         make_learner(name)
     tables = open_source(config).tables()
     for note in tables.notes:
         progress(note)
     progress(_counted(tables))
-    dataset = build_dataset(tables, config, offers)
+    plans = value_plans(tables, config)
+    if plans and (tables.exposures is None or not offers):
+        return _value_alone(tables, config, plans, progress)
+    dataset = build_dataset(tables, config, offers, earliest(plans))
     progress(
         f"{len(dataset.training):,} exposures with a complete outcome, "
         f"{len(dataset.features) + len(dataset.given)} features"
@@ -94,7 +124,29 @@ def run(config: Config, progress: Callable[[str], None]) -> Training:
     evaluation = evaluate(models, dataset, config, customers)
     verdict = judge(evaluation, models, dataset, config)
     reports = response_reports(dataset, models, config)
-    return Training(tables, dataset, models, before, diagnostics, evaluation, verdict, reports)
+    values = Values()
+    if plans:
+        panel = build_panel(tables, config, plans, dataset.frozen)
+        values = learn_values(panel, config, progress)
+        verdict = replace(verdict, bundle=replace(verdict.bundle, values=values.models))
+    return Training(
+        tables, dataset, models, before, diagnostics, evaluation, verdict, reports, values
+    )
+
+
+def _value_alone(
+    tables: Tables,
+    config: Config,
+    plans: tuple[Plan, ...],
+    progress: Callable[[str], None],
+) -> ValueTraining:
+    left = [t for t in config.training.response_targets if t not in VALUE_TARGETS]
+    progress(NO_EFFECTS + (f"; left out: {', '.join(left)}" if left else ""))
+    moment = earliest(plans)
+    assert moment is not None
+    panel = build_panel(tables, config, plans, fit_frozen(tables, moment, config))
+    values = learn_values(panel, config, progress)
+    return ValueTraining(tables, panel, values, value_bundle(panel, values, config))
 
 
 def population(tables: Tables, config: Config) -> int:
@@ -171,6 +223,7 @@ def summary(training: Training, config: Config) -> str:
             f"average precision {ap.value:.3f} (base rate {r.metrics['base_rate'].value:.3f}), "
             f"calibration error {error.value:.3f}"
         )
+    out += value_summary(training.values)
     out += ["", "Gate"]
     out += [f"  {step.sentence(money)}" for step in verdict.steps]
     return "\n".join(out)

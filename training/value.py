@@ -8,6 +8,7 @@ data.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,15 +18,20 @@ import numpy as np
 from scipy.stats import rankdata
 
 from features.config import Config
+from features.errors import DataError
 from training.fit import settings_of
 from training.responses import calibration_error, deciles
 from training.value_panel import Panel, Plan
+from uplift.bundle import Money, ScoringBundle
 from uplift.data import FloatArray, draw_folds, stream
+from uplift.effects import EffectModel
 from uplift.errors import DesignError
 from uplift.scores import Estimate
 from uplift.value import Kind, Target, ValueModel, ValueModels
 from uplift.value_fit import FittedTrees, fit_lifetime, fit_lightgbm, fit_naive
 
+NO_EFFECTS = "no exposures: no effects, and no offers"
+VALUE_ALONE = "customer_value_alone"
 DRAWS = 200
 # With fewer of either kind nothing can be learned or judged.
 FEWEST = 10
@@ -115,9 +121,9 @@ class ValueReport:
 class Values:
     """What came of the value targets: reports, the models to serve, and notes."""
 
-    reports: tuple[ValueReport, ...]
-    models: ValueModels | None
-    notes: tuple[str, ...]
+    reports: tuple[ValueReport, ...] = ()
+    models: ValueModels | None = None
+    notes: tuple[str, ...] = ()
 
 
 def learn_values(panel: Panel, config: Config, progress: Callable[[str], None]) -> Values:
@@ -302,3 +308,87 @@ def choose(
         shown = f"{lost.value:+.4g} [{lost.lo:.4g}, {lost.hi:.4g}] in {deciding}"
         return better, f"{better} is served: lightgbm does not clearly beat {other} ({shown})"
     return better, f"{better} is served: lightgbm does not clearly beat it ({shown})"
+
+
+def value_bundle(panel: Panel, values: Values, config: Config) -> ScoringBundle:
+    """The bundle of a training on transactions alone: no arms, no response, only values.
+
+    Raises DataError where no target could be learned.
+    """
+    if values.models is None:
+        raise DataError(
+            "transactions",
+            expected="enough history to learn one of training.response_targets",
+            found="; ".join(values.notes),
+            remedy="Give more history, or fewer days in `targets`.",
+        )
+    nothing = EffectModel(np.zeros(0))
+    return ScoringBundle(
+        schema=panel.schema,
+        offers=(),
+        offered=(),
+        policy=VALUE_ALONE,
+        effects=nothing,
+        costs=nothing,
+        cost_calibration=np.zeros((0, 3)),
+        response=None,
+        money=Money(config.outcome.kind, config.outcome.value, config.outcome.margin_rate or 1.0),
+        frozen=json.loads(panel.frozen.to_json()),
+        features={"names": list(panel.schema.names), "given": []},
+        info={
+            "name": config.name,
+            "currency": config.currency,
+            "outcome": config.outcome.model_dump(),
+            "simulated": panel.tables.simulated,
+            "exposures": 0,
+        },
+        values=values.models,
+        golden=values.models.golden,
+    )
+
+
+def value_summary(values: Values) -> list[str]:
+    """Lines on each target: the candidates' metrics, what the trees gain, what is served."""
+    out: list[str] = []
+    for r in values.reports:
+        names = [n for n in next(iter(r.metrics.values())) if n in COMPARED]
+        out += [
+            "",
+            f"  {r.target} in {r.plan.days} days ({r.unit}), {r.rows:,} customers as of "
+            f"{r.plan.test:%Y-%m-%d}, a time that nothing was learned from; 95% intervals",
+            f"    {'':<24}" + "".join(f"{name:<34}" for name in names),
+        ]
+        for kind, metrics in r.metrics.items():
+            mark = ">" if kind == r.served else " "
+            out.append(f"  {mark} {kind:<24}" + "".join(_cell(metrics[name]) for name in names))
+        for kind, gains in r.gains.items():
+            out.append(f"    gain over {kind:<14}" + "".join(_cell(gains[name]) for name in names))
+        out.append(f"    {r.why}")
+    out += [f"  {note}" for note in values.notes]
+    return out
+
+
+def _cell(e: Estimate) -> str:
+    return f"{f'{e.value:.4g} [{e.lo:.4g}, {e.hi:.4g}]':<34}"
+
+
+def values_json(values: Values) -> dict[str, Any]:
+    """The reports as data."""
+    return {
+        r.target: {
+            "days": r.plan.days,
+            "test": r.plan.test.isoformat(),
+            "learned_days": r.plan.past.days,
+            "learned_at": [m.isoformat() for m in r.plan.past.starts],
+            "unit": r.unit,
+            "rows": r.rows,
+            "metrics": {k: {n: e.to_json() for n, e in m.items()} for k, m in r.metrics.items()},
+            "gains": {k: {n: e.to_json() for n, e in m.items()} for k, m in r.gains.items()},
+            "served": r.served,
+            "why": r.why,
+            "trees": r.rounds,
+            "loss": r.loss,
+            "deciles": r.deciles,
+        }
+        for r in values.reports
+    }

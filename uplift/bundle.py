@@ -28,6 +28,7 @@ from uplift.effects import EffectModel
 from uplift.errors import BundleError, UpliftError
 from uplift.offers import Offer, parse_offers
 from uplift.response import ResponseModel
+from uplift.value import ValueModels
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -43,7 +44,7 @@ class Scores:
     cate      (n, K) effect of each arm against control, in units of the outcome
     reward    (n, K) expected incremental profit, currency
     cost      (n, K) expected cost, coupon and contact, currency
-    response  (n,)   P(conversion | control)
+    response  (n,)   P(conversion | control); NaN without such a model
     """
 
     cate: Float32Array
@@ -85,7 +86,8 @@ class ScoringBundle:
     """A policy's models. `policy` names the learner, or the fallback that took its place.
 
     `offered` (K,) says which arms may be sent: retired coupons and arms that a fallback leaves
-    out are False. `frozen` and `features` are handed to the feature builder as they are.
+    out are False. `frozen` and `features` are handed to the feature builder as they are. A source
+    without exposures gives no arms and no `response`, one without value targets no `values`.
     """
 
     schema: Schema
@@ -95,11 +97,12 @@ class ScoringBundle:
     effects: EffectModel
     costs: EffectModel
     cost_calibration: FloatArray
-    response: ResponseModel
+    response: ResponseModel | None
     money: Money
     frozen: Mapping[str, Any]
     features: Mapping[str, Any]
     info: Mapping[str, Any] = field(default_factory=dict)
+    values: ValueModels | None = None
     golden: Float32Array | None = None
     sha256: str = ""
 
@@ -123,11 +126,13 @@ class ScoringBundle:
         cost = calibrated(self.cost_calibration, self.costs.predict(X, threads), cate)
         cost = np.maximum(cost, contact)
         reward = self.money.reward(cate, cost, self.offers)
+        missing = np.full(len(X), np.nan)
+        response = missing if self.response is None else self.response.predict(X, threads)
         return Scores(
             cate.astype(np.float32),
             reward.astype(np.float32),
             cost.astype(np.float32),
-            self.response.predict(X, threads).astype(np.float32),
+            response.astype(np.float32),
         )
 
     def save(self, folder: str | Path) -> ScoringBundle:
@@ -141,8 +146,10 @@ class ScoringBundle:
         specs: dict[str, Any] = {}
         parts = (("effects", self.effects), ("costs", self.costs), ("response", self.response))
         for name, part in parts:
-            specs[name], made = part.to_files(name)
+            specs[name], made = (None, {}) if part is None else part.to_files(name)
             files |= made
+        specs["values"], made = (None, {}) if self.values is None else self.values.to_files()
+        files |= made
         # The texts that are written are what is served: score the golden rows with them.
         reloaded = _assemble(self._manifest(specs), files)
         golden = self.golden if self.golden is not None else np.zeros((0, len(self.schema.names)))
@@ -244,7 +251,7 @@ def load_bundle(folder: str | Path, sha256: str | None = None) -> ScoringBundle:
         golden = {k: _array(v) for k, v in manifest["golden"].items()}
         X = golden["X"].reshape(-1, len(bundle.schema.names))
         for name, found in vars(bundle.score(X, threads=1)).items():
-            if not np.array_equal(found, golden[name].reshape(found.shape)):
+            if not np.array_equal(found, golden[name].reshape(found.shape), equal_nan=True):
                 raise BundleError(f"the golden rows are not reproduced: {name} differs")
     except BundleError:
         raise
@@ -269,12 +276,17 @@ def _assemble(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> Scorin
         policy=manifest["policy"],
         effects=EffectModel.from_files(models["effects"], files),
         costs=EffectModel.from_files(models["costs"], files),
-        cost_calibration=np.asarray(manifest["cost_calibration"], dtype=np.float64),
-        response=ResponseModel.from_files(models["response"], files),
+        cost_calibration=np.asarray(manifest["cost_calibration"], dtype=np.float64).reshape(-1, 3),
+        response=None
+        if models["response"] is None
+        else ResponseModel.from_files(models["response"], files),
         money=Money(**manifest["money"]),
         frozen=manifest["frozen"],
         features=manifest["features"],
         info=manifest["info"],
+        values=None
+        if models.get("values") is None
+        else ValueModels.from_files(models["values"], files),
     )
 
 

@@ -4,7 +4,7 @@ A model is served as parameters and LightGBM text; nothing in it is code. There 
 
 lifetime  BG/NBD (and for clv Gamma-Gamma) alone
 naive     probabilities: logistic regression on recency, frequency and tenure; clv: the spend of
-          the last 365 days times a constant
+          the last 90 and of the last 365 days, each times a constant
 lightgbm  trees that correct the lifetime model: they start from its log-odds (for clv, from the
           log of its money), so that with no tree left it is that model, calibrated
 
@@ -32,6 +32,7 @@ INPUTS = (
     "order_days_total",
     "tenure_days",
     "recency_days",
+    "spend_90d",
     "spend_365d",
     "clv_order_day_value_mean",
 )
@@ -41,13 +42,14 @@ _EPS = 1e-6
 
 @dataclass(frozen=True)
 class History:
-    """The inputs of n customers: order days, ages of the first and the last, spend of the last 365
-    days, mean value of order days after the first (NaN without); days and currency."""
+    """The inputs of n customers: order days, ages of the first and the last, spend of the last 90
+    and 365 days, mean value of order days after the first (NaN without); days and currency."""
 
     orders: FloatArray
     tenure: FloatArray
     recency: FloatArray
-    spend: FloatArray
+    spend_90d: FloatArray
+    spend_365d: FloatArray
     value: FloatArray
 
     @classmethod
@@ -74,6 +76,12 @@ class History:
         out: BoolArray = self.known
         if target == "churn":
             out = out & (np.where(self.known, self.recency, np.inf) <= active_days)
+        return out
+
+    def spend_design(self) -> FloatArray:
+        """(n, 2) spend of the last 90 and of the last 365 days; 0 where less was kept than
+        returned."""
+        out: FloatArray = np.maximum(np.column_stack([self.spend_90d, self.spend_365d]), 0.0)
         return out
 
     def logistic_design(self) -> FloatArray:
@@ -119,7 +127,7 @@ class ValueModel:
 
     days       length of the window that is predicted; `learned_days`, of the windows that it was
                learned from, where history was too short for whole ones
-    weights    naive: coefficients and intercept (probabilities), or the factor (clv)
+    weights    naive: coefficients and intercept (probabilities), or the two factors (clv)
     booster    lightgbm: log-odds, or log money, on top of the lifetime model's
     slope, intercept   lightgbm: Platt's for probabilities; for clv `intercept` alone, a log
     floor      lightgbm for clv: the least money that the trees start from, currency
@@ -175,7 +183,7 @@ class ValueModel:
     def _naive(self, history: History) -> FloatArray:
         weights = np.asarray(self.weights)
         if self.target == "clv":
-            spend: FloatArray = weights[0] * np.maximum(history.spend, 0.0)
+            spend: FloatArray = history.spend_design() @ weights
             return spend * self.days / self.learned_days
         p = sigmoid(history.logistic_design() @ weights[:-1] + weights[-1])
         # From the window that was learned to the one asked for, at a constant rate.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import lightgbm as lgb
 import numpy as np
+from scipy.optimize import nnls
 from sklearn.linear_model import LogisticRegression
 
 from uplift.boosting import Settings
@@ -20,6 +21,7 @@ from uplift.value import History, Lifetime, Target, ValueModel
 # Money starts at no less than this part of its mean: from nothing no factor leads away.
 FLOOR_SHARE = 1e-3
 TWEEDIE_POWER = 1.5
+HOW = {"verbosity": -1, "min_data_in_bin": 3}
 Loss = Callable[[FloatArray, FloatArray], FloatArray]
 
 
@@ -59,8 +61,8 @@ def fit_lifetime(target: Target, history: History, share: float = 1.0) -> Lifeti
 def fit_naive(target: Target, history: History, y: FloatArray) -> tuple[float, ...]:
     """The weights of the naive model: `y` (n,) 0/1, or money."""
     if target == "clv":
-        spent = float(np.maximum(history.spend, 0.0).sum())
-        return (float(y.sum()) / spent if spent > 0 else 0.0,)
+        factors, _ = nnls(history.spend_design(), y)
+        return tuple(float(f) for f in factors)
     model = LogisticRegression(C=1e6, max_iter=1000).fit(history.logistic_design(), y)
     return (*(float(c) for c in model.coef_[0]), float(model.intercept_[0]))
 
@@ -135,7 +137,7 @@ def boost(
             init_score=start[rows],
             categorical_feature=schema.categorical,
             free_raw_data=False,
-            params={"verbosity": -1, "min_data_in_bin": 3},
+            params=HOW,
         )
 
     boosters = []
@@ -148,7 +150,7 @@ def boost(
             params,
             learned,
             num_boost_round=settings.rounds,
-            valid_sets=[learned.create_valid(X[held], y[held], init_score=start[held])],
+            valid_sets=[learned.create_valid(X[held], y[held], init_score=start[held], params=HOW)],
             valid_names=["held"],
             callbacks=[lgb.record_evaluation(history)],
         )

@@ -106,5 +106,5 @@ def test_labels_of_the_targets() -> None:
 
 
 def test_an_unknown_target_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"redemption or response, found churn"):
-        check_targets(["response", "churn"])
+    with pytest.raises(ConfigError, match=r"or response, found return"):
+        check_targets(["response", "churn", "return"])
