@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from features.audience_facts import Matches, customer_columns, match
@@ -74,14 +76,17 @@ def matches(
     filters: Mapping[str, Any],
     config: Config,
     frozen: FrozenValues,
+    churn: npt.NDArray[np.float64] | None = None,
 ) -> Matches:
     """Evaluate several filters at once for each row of a spine (customer_id, as_of).
+
+    churn: calibrated probability of churn per row, where a model exists.
 
     Raises:
         ConfigError: the first mistake of a filter, its place beginning with the filter's name.
     """
     nodes = {name: check_filter(raw, config, tables, where=name) for name, raw in filters.items()}
-    return match(tables, spine, nodes, config, frozen)
+    return match(tables, spine, nodes, config, frozen, churn)
 
 
 def audience(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -18,6 +17,7 @@ from features.audience_store import Named, find_audience, save_audience
 from features.config import Config, parse_time, read_yaml
 from features.errors import ConfigError
 from features.frozen import fit_frozen
+from features.outputs import write_aside
 from features.spine import all_customers, naive_utc
 
 
@@ -107,23 +107,8 @@ def write_ids(found: Audience, name: str, path: Path) -> None:
             "count": str(found.count),
         }
     )
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".csv":
-            pyarrow.csv.write_csv(table, aside)
-        else:
-            pq.write_table(table, aside)
-        aside.replace(path)
-    except OSError as error:
-        raise ConfigError(
-            "--out",
-            expected="a file that can be written",
-            found=f"{path}: {error.strerror or error}",
-            remedy="Name another file.",
-        ) from error
-    finally:
-        aside.unlink(missing_ok=True)
+    write: Any = pyarrow.csv.write_csv if path.suffix == ".csv" else pq.write_table
+    write_aside(path, lambda aside: write(table, aside))
 
 
 def _read(path: Path) -> Named:

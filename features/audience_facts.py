@@ -11,17 +11,18 @@ import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from typing import Any
 
 import ibis
 import ibis.expr.types as ir
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
 from features.audience_language import (
     LINE_COLUMNS,
+    RESPONSES,
     All,
     AnyOf,
     Compare,
@@ -31,17 +32,26 @@ from features.audience_language import (
     Not,
     ValueKind,
 )
-from features.build import build_features
+from features.build import compute, present_tables
 from features.config import CONTROL, Config
 from features.frozen import FrozenValues
 from features.grains import Workbench
-from features.localtime import EPOCH, local_day, local_time
+from features.labels import LABEL_FEATURES, labels
+from features.localtime import is_weekend, local_day, local_hour
 from features.orders import MICRO
+from features.registry import available, closure
+from features.relations import daypart
 from features.segments import SEGMENT_FEATURES, segments
 from features.spine import Scratch, forever, load_spine, visible
 from features.tables import Tables
 
 _TABLE_OF = {"purchase": "transactions", "event": "events", "offer": "exposures"}
+# Columns, of those that a source may lack, that keys read.
+_COLUMN_OF = {
+    **{("purchase", key): column for key, column in LINE_COLUMNS.items()},
+    ("purchase", "kind"): "coupon_id",
+    ("event", "campaign"): "campaign_id",
+}
 _SEGMENT_COLUMNS = {"stage": "lifecycle_stage"}
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "=": operator.eq,
@@ -89,6 +99,7 @@ def match(
     nodes: Mapping[str, Node],
     config: Config,
     frozen: FrozenValues,
+    churn: npt.NDArray[np.float64] | None = None,
 ) -> Matches:
     """Evaluate filters for each row of a spine, from rows strictly before its moment.
 
@@ -98,29 +109,21 @@ def match(
         nodes: parsed filters by name.
         config: time zone, offers, weekend overrides.
         frozen: population values, fitted earlier.
+        churn: calibrated probability of churn per row of the spine, for the label churn_warning.
     """
     leaves = list(dict.fromkeys(leaf for node in nodes.values() for leaf in _leaves(node)))
-    values, missing = _values(tables, spine, leaves, config, frozen)
-    absent = {
-        name
-        for name in ("transactions", "events", "exposures", "customers")
-        if getattr(tables, name) is None
-    }
-    for leaf in leaves:
-        if isinstance(leaf, Count) and _TABLE_OF[leaf.of] in absent:
-            missing.append(leaf.of)
-        elif isinstance(leaf, Compare) and leaf.of == "customer" and tables.customers is None:
-            missing.append(f"customer.{leaf.name}")
+    unknown = {leaf: name for leaf in leaves if (name := _absent(leaf, tables))}
     with Scratch(tables.con) as scratch:
         loaded = load_spine(spine, config.timezone, scratch)
         work = Workbench(tables, loaded, config, frozen, scratch)
+        values, missing = _values(work, leaves, churn)
         wide = loaded.rows.select("row")
         if len(values.columns):
             wide = _beside(wide, ibis.memtable(_arrow(values)))
         counters: dict[Count, str] = {}
         for of in ("purchase", "event", "offer"):
-            own = [n for n in leaves if isinstance(n, Count) and n.of == of]
-            if not own or _TABLE_OF[of] in absent:
+            own = [n for n in leaves if isinstance(n, Count) and n.of == of and n not in unknown]
+            if not own:
                 continue
             names = {leaf: f"{of}_{i}" for i, leaf in enumerate(own)}
             counters |= names
@@ -141,8 +144,23 @@ def match(
     return Matches(
         pd.DataFrame(met, index=pd.RangeIndex(len(spine)), columns=list(nodes)),
         tier,
-        tuple(dict.fromkeys(missing)),
+        tuple(dict.fromkeys([*missing, *unknown.values()])),
     )
+
+
+def _absent(leaf: Node, tables: Tables) -> str | None:
+    """What of a leaf the source cannot tell, for lack of a table or column."""
+    if isinstance(leaf, Compare) and leaf.of == "customer":
+        lacking = tables.customers is None or f"customers.{leaf.name}" in tables.absent
+        return f"customer.{leaf.name}" if lacking else None
+    if isinstance(leaf, Count):
+        table = _TABLE_OF[leaf.of]
+        if getattr(tables, table) is None:
+            return leaf.of
+        for key, _ in leaf.keys:
+            if f"{table}.{_COLUMN_OF.get((leaf.of, key))}" in tables.absent:
+                return f"{leaf.of}.{key}"
+    return None
 
 
 def _leaves(node: Node) -> Iterable[Compare | Member | Count]:
@@ -156,40 +174,45 @@ def _leaves(node: Node) -> Iterable[Compare | Member | Count]:
 
 
 def _values(
-    tables: Tables,
-    spine: pd.DataFrame,
-    leaves: Sequence[Node],
-    config: Config,
-    frozen: FrozenValues,
+    work: Workbench, leaves: Sequence[Node], churn: npt.NDArray[np.float64] | None
 ) -> tuple[pd.DataFrame, list[str]]:
     """Features and segments that filters compare, and the tier; and what is missing of them.
 
-    Columns: feature_<name>, segment_<scheme>.
+    Columns: feature_<name>, segment_<scheme>, label_<id>; none for what is missing.
     """
     named = [n.name for n in leaves if isinstance(n, Compare) and n.of == "feature"]
-    wanted = list(dict.fromkeys(["tier", *(n.scheme for n in leaves if isinstance(n, Member))]))
-    with_orders = tables.transactions is not None
-    needed = list(dict.fromkeys([*named, *(SEGMENT_FEATURES if with_orders else ())]))
-    data: dict[str, Any] = {}
-    missing: list[str] = []
-    if needed:
-        built = build_features(tables, spine[["customer_id", "as_of"]], needed, config, frozen)
-        data = {f"feature_{name}": built.frame[name] for name in named}
-        missing = [name for name in built.missing if name in named]
-        if with_orders:
-            found = segments(built.frame, frozen, config.segments)
-            data |= {f"segment_{s}": found[_SEGMENT_COLUMNS.get(s, s)] for s in wanted}
+    members = [n for n in leaves if isinstance(n, Member)]
+    chosen = [str(label) for n in members if n.scheme == "label" for label in n.ids]
+    present = present_tables(work.tables, work.config)
+    with_orders = "transactions" in present
+    needed = [*named, *(SEGMENT_FEATURES if with_orders else ())]
+    needed += LABEL_FEATURES if with_orders and chosen else ()
+    there = [name for name in dict.fromkeys(needed) if available(name, present)]
+    frame = pd.DataFrame(compute(work, closure(there))) if there else pd.DataFrame()
+    missing = [name for name in named if name not in there]
+    data = {f"feature_{name}": frame[name] for name in named if name in there}
     if not with_orders:
-        missing += [f"segment {scheme}" for scheme in wanted if scheme != "tier"]
-        missing += ["segment tier" for n in leaves if isinstance(n, Member) and n.scheme == "tier"]
-    return pd.DataFrame(data, index=pd.RangeIndex(len(spine))), missing
+        return pd.DataFrame(data), missing + [f"segment {n.scheme}" for n in members]
+    frame = frame.assign(**dict.fromkeys(set(needed) - set(there), np.nan))
+    found = segments(frame, work.frozen, work.config.segments)
+    schemes = dict.fromkeys(["tier", *(n.scheme for n in members if n.scheme != "label")])
+    data |= {f"segment_{s}": found[_SEGMENT_COLUMNS.get(s, s)] for s in schemes}
+    if chosen:
+        hold = labels(frame, found["lifecycle_stage"], work.frozen, churn)
+        data |= {
+            f"label_{label}": hold["response"] == label if label in RESPONSES else hold[label]
+            for label in chosen
+        }
+    return pd.DataFrame(data), missing
 
 
 def _arrow(values: pd.DataFrame) -> pa.Table:
     """The values with their row; NaN is NULL, and a column of NULLs alone keeps a type."""
     columns: dict[str, Any] = {"_row": pa.array(np.arange(len(values), dtype=np.int64))}
     for name, column in values.items():
-        if column.dtype == object:
+        if column.dtype == bool:
+            columns[str(name)] = pa.array(column.to_numpy())
+        elif column.dtype == object:
             columns[str(name)] = pa.array(column, type=pa.string(), from_pandas=True)
         else:
             columns[str(name)] = pa.array(
@@ -237,9 +260,6 @@ def _hold(
 
 def _purchases(work: Workbench, leaves: Sequence[Count]) -> ir.Table:
     items = work.items
-    if any(key == "min_order_value" for leaf in leaves for key, _ in leaf.keys):
-        paid = work.versions.select(_version="version", order_paid="paid")
-        items = items.join(paid, items.version == paid._version).drop("_version")
 
     def condition(key: str, values: Any) -> ir.Value:
         if key in LINE_COLUMNS:
@@ -247,33 +267,13 @@ def _purchases(work: Workbench, leaves: Sequence[Count]) -> ir.Table:
         if key == "kind":
             return items.coupon_id.isin(_coupons(work.config, values))
         if key == "daypart":
-            return _daypart(local_time(items.order_at, work.offsets).hour()).isin(values)
+            return daypart(local_hour(items.order_at, work.offsets)).isin(values)
         if key == "workday":
-            weekend = _weekend(items.day, work.config)
+            weekend = is_weekend(items.day, work.config.features.weekend_overrides)
             return ~weekend if values[0] else weekend
         return items.order_paid >= round(values[0] * MICRO)
 
     return items.select("customer", "day", "since", "until", **_hold(items, leaves, condition))
-
-
-def _daypart(hour: ir.Value) -> ir.Value:
-    """Whole hours, inclusive: morning 06-10, lunch 11-13, afternoon 14-16, evening 17-20."""
-    return ibis.cases(
-        (hour.between(6, 10), "morning"),
-        (hour.between(11, 13), "lunch"),
-        (hour.between(14, 16), "afternoon"),
-        (hour.between(17, 20), "evening"),
-        else_="night",
-    )
-
-
-def _weekend(day: ir.Value, config: Config) -> ir.Value:
-    # 1970-01-01, day 0, was a Thursday; the second modulo serves days before it.
-    weekend = ((day + 3) % 7 + 7) % 7 >= 5
-    for text, is_weekend in config.features.weekend_overrides.items():
-        here = day == (date.fromisoformat(text) - EPOCH).days
-        weekend = (weekend | here) if is_weekend else (weekend & ~here)
-    return weekend
 
 
 def _events(work: Workbench, leaves: Sequence[Count]) -> ir.Table:
@@ -357,6 +357,9 @@ def _condition(node: Node, wide: ir.Table, counters: Mapping[Count, str]) -> Any
         enough = count >= node.least
         return enough if node.most is None else enough & (count <= node.most)
     values: tuple[Any, ...]
+    if isinstance(node, Member) and node.scheme == "label":
+        held = [wide[f"label_{i}"] for i in node.ids if f"label_{i}" in wide.columns]
+        return functools.reduce(operator.or_, held, ibis.literal(False))
     if isinstance(node, Member):
         name, op, values = f"segment_{node.scheme}", "in", node.ids
     else:

@@ -13,13 +13,14 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Any, Literal
 
 from features.config import TIERS, Config
 from features.contracts import EVENT_TYPES
 from features.errors import ConfigError
-from features.registry import CATALOGUE
+from features.labels import LABELS
+from features.registry import CATALOGUE, HELPERS, find
 from features.segments import RFM_CLASSES, STAGES, TIER_DETAILS
 from features.spine import naive_utc
 
@@ -55,6 +56,8 @@ ROW_KEYS: dict[str, tuple[str, ...]] = {
     "event": ("type", "campaign"),
     "offer": ("campaign", "arm", "kind"),
 }
+# A customer between the two response labels is mid, one with too few offers unknown.
+RESPONSES = ("mid", "unknown")
 DAYPARTS = ("morning", "lunch", "afternoon", "evening", "night")
 
 
@@ -116,6 +119,7 @@ def schemes(config: Config) -> dict[str, tuple[str | int, ...]]:
         "tier_detail": TIER_DETAILS,
         "rfm_class": RFM_CLASSES,
         "stage": STAGES,
+        "label": (*LABELS, *RESPONSES),
         "r_score": scores,
         "f_score": scores,
         "m_score": scores,
@@ -244,8 +248,11 @@ class _Parser:
 
     def _feature(self, raw: Any, where: str, depth: int, names: tuple[str, ...]) -> Node:
         _keys(raw, where, ("feature", "op", "value"))
-        name = _known(raw["feature"], f"{where}.feature", tuple(CATALOGUE))
-        kind: ValueKind = "text" if CATALOGUE[name].dtype == "text" else "number"
+        name, place = raw["feature"], f"{where}.feature"
+        if not isinstance(name, str) or name in HELPERS:
+            raise _unknown(place, name, tuple(CATALOGUE))
+        feature = find(name) or CATALOGUE[_known(name, place, tuple(CATALOGUE))]
+        kind: ValueKind = "text" if feature.dtype == "text" else "number"
         return Compare("feature", name, *_comparison(raw, where, kind))
 
     def _customer(self, raw: Any, where: str, depth: int, names: tuple[str, ...]) -> Node:
@@ -385,16 +392,14 @@ def _scalar(value: Any, where: str, kind: ValueKind | None) -> Scalar:
 
 def _moment(value: Any, where: str) -> datetime:
     """A naive UTC time; a date is its first moment."""
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            value = None
     if isinstance(value, date) and not isinstance(value, datetime):
-        value = datetime(value.year, value.month, value.day, tzinfo=UTC)
-    if not isinstance(value, datetime):
-        raise _error(where, "a time", _found(value), "Write it as ISO 8601: 2026-01-01T00:00:00Z.")
-    return naive_utc(value)
+        value = value.isoformat()
+    try:
+        return naive_utc(value if isinstance(value, datetime) else datetime.fromisoformat(value))
+    except (TypeError, ValueError, OverflowError):
+        raise _error(
+            where, "a time", _found(value), "Write it as ISO 8601: 2026-01-01T00:00:00Z."
+        ) from None
 
 
 def _ages(raw: Mapping[str, Any], where: str) -> tuple[int, int] | None:

@@ -5,7 +5,6 @@ A file is `data/audiences/<config.name>/<name>.yaml` with name, version, descrip
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import ValidationError
 from features.audience_language import canonical
 from features.config import ID_PATTERN, AudienceConfig, Config, Id, read_yaml
 from features.errors import ConfigError
+from features.outputs import write_aside
 
 FOLDER = Path("data/audiences")
 
@@ -142,18 +142,5 @@ def save_audience(
         sort_keys=False,
         allow_unicode=True,
     )
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    except OSError as error:
-        raise ConfigError(
-            "--save",
-            expected="a folder that can be written",
-            found=f"{path}: {error.strerror or error}",
-            remedy="Free the folder, or run elsewhere.",
-        ) from error
-    finally:
-        aside.unlink(missing_ok=True)
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"), "--save")
     return saved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,7 +33,8 @@ def write_aside(path: Path, write: Callable[[Path], object], where: str = "--out
             remedy="Name another file.",
         ) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where a folder is a file, nothing was left
+            aside.unlink(missing_ok=True)
 
 
 def write_parquet(frame: pd.DataFrame, path: Path, metadata: Mapping[str, str]) -> None:
