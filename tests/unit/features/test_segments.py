@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pytest
 
 from features.build import build_features
 from features.config import TIERS, Config, SegmentsConfig
-from features.errors import DataError
+from features.errors import ConfigError, DataError
 from features.frozen import FrozenValues
 from features.segments import (
     RFM_CLASSES,
@@ -18,12 +19,14 @@ from features.segments import (
     STAGES,
     TIER_DETAILS,
     rfm_classes,
+    rfm_warnings,
     segments,
     stages,
     tiers,
 )
 from features.spine import all_customers
 from features.tables import Tables
+from tests.unit.features.conftest import make_config
 from tests.unit.features.worked_example import AS_OF, SEGMENTS
 
 RULES = SegmentsConfig()
@@ -145,6 +148,61 @@ def test_rfm_examples_with_fixed_cuts(r: float, f: float, m: float, rfm: str) ->
     frozen = FrozenValues("fixed", recency_median=60, frequency_median=3, monetary_median=500)
     assert segments(frame, frozen, RULES)["rfm_class"].tolist() == [rfm]
     assert rfm in RFM_CLASSES
+
+
+def test_fixed_cuts_of_the_configuration_replace_the_medians(frame: pd.DataFrame) -> None:
+    cuts = {"recency": 15, "frequency": 5, "monetary": 600}
+    rules = SegmentsConfig.model_validate({"rfm_method": "fixed", "rfm_cuts": cuts})
+    found = segments(frame, FROZEN, rules)
+    # A (10, 6, 1350), B (40, 3, 310), G (20, 5, 600): equality is low.
+    assert found["rfm_class"][[0, 1, 6]].tolist() == ["HHH", "LLL", "LLL"]
+    medians = segments(frame, FROZEN, RULES)
+    pd.testing.assert_frame_equal(
+        found.drop(columns="rfm_class"), medians.drop(columns="rfm_class")
+    )
+
+
+def test_five_levels_change_the_scores_and_nothing_else(frame: pd.DataFrame) -> None:
+    """The quintiles of the eight buyers with an order in the year, worked out by hand."""
+    frozen = replace(
+        FROZEN,
+        recency_quintiles=(8, 16, 30, 80),
+        frequency_quintiles=(1, 1, 2, 5),
+        monetary_quintiles=(68, 160, 310, 400),
+    )
+    found = segments(frame, frozen, SegmentsConfig(score_levels=5))
+    scores = {n: found[n].dropna().tolist() for n in ("r_score", "f_score", "m_score")}
+    assert scores["r_score"] == [4, 2, 4, 1, 1, 2, 3, 5]
+    assert scores["f_score"] == [5, 4, 1, 3, 1, 1, 4, 3]
+    assert scores["m_score"] == [5, 3, 1, 3, 4, 1, 5, 2]
+    three = segments(frame, frozen, RULES)
+    pd.testing.assert_frame_equal(found.drop(columns=[*scores]), three.drop(columns=[*scores]))
+
+
+def test_a_lopsided_axis_is_named() -> None:
+    """Of 100 buyers 4 are recent, 5 frequent and 96 big spenders; prospects do not count."""
+    letters = [("H" if i < 4 else "L") + ("H" if i < 5 else "L") for i in range(100)]
+    classes = [two + ("H" if i < 96 else "L") for i, two in enumerate(letters)]
+    found = pd.DataFrame({"rfm_class": [*classes, *["prospect"] * 900]})
+    warnings = rfm_warnings(found)
+    assert [w.split(":")[0] for w in warnings] == ["RFM axis recency", "RFM axis monetary"]
+    assert "4.0% of buyers are high, 96.0% low" in warnings[0]
+    assert rfm_warnings(found[found["rfm_class"] == "prospect"]) == []
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        [*TIERS[:-1]],
+        [*TIERS, "vip"],
+        ["lost", "prospect", *TIERS[2:]],
+        [*TIERS[:-2], "regular", "potential"],
+        [*TIERS[:-2], "lost", "regular"],
+    ],
+)
+def test_a_precedence_without_every_tier_once_is_refused(order: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"segments\.tier_order: expected prospect, then lost"):
+        make_config(segments={"tier_order": order})
 
 
 def test_rfm_class_of_a_prospect() -> None:
