@@ -163,8 +163,9 @@ def _sums(lines: ir.Table, config: Config) -> dict[str, ir.Value]:
         known = lines.bought & lines.coupon_id.isin([c for c, _ in cases])
         return ibis.ifelse(known, lines.coupon_id.cases(*cases, else_=otherwise), otherwise)
 
-    kinds: ir.Value = ibis.literal(0, type="int64")
-    threshold: ir.Value = ibis.null("float64")
+    # Columns, not literals: without offers they are aggregated as they are.
+    kinds: ir.Value = ibis.ifelse(lines.bought, 0, 0).cast("int64")
+    threshold: ir.Value = ibis.ifelse(lines.bought, ibis.null("float64"), ibis.null("float64"))
     if config.offers:
         bit = {o.coupon_id: bits[o.kind] for o in config.offers}
         kinds = of_coupon(config.offers, bit, kinds).cast("int64")
