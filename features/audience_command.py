@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from features.audience import Audience, audience, check_filter, steps, tier_counts
 from features.audience_facts import match
-from features.audience_store import Named, find_audience, save_audience
+from features.audience_store import Named, check_save, find_audience, save_audience
 from features.config import Config, parse_time, read_yaml
 from features.errors import ConfigError
 from features.frozen import fit_frozen
@@ -58,6 +58,8 @@ def run(config: Config, args: Namespace) -> int:
     as_of = config.as_of(None if args.as_of is None else parse_time(args.as_of, "--as-of"))
     named = find_audience(config, args.name) if args.name is not None else _read(Path(args.filter))
     check_filter(named.filter, config, where=named.where)  # before the data are read
+    if args.save is not None:
+        check_save(config, args.save, named.filter)
     from features.sources import open_source  # heavy readers, needed only from here
 
     tables = open_source(config).tables()

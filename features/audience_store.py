@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from features.audience_language import canonical
+from features.audience_language import canonical, parse
 from features.config import ID_PATTERN, AudienceConfig, Config, Id, read_yaml
 from features.errors import ConfigError
 from features.outputs import write_aside
@@ -105,16 +105,8 @@ def read_saved(path: Path) -> SavedAudience:
     return saved
 
 
-def save_audience(
-    config: Config, name: str, filter_: dict[str, Any], description: str = ""
-) -> SavedAudience:
-    """Save a valid filter under a name; the version counts up when the filter changed.
-
-    An empty description keeps the one that was saved.
-
-    Raises:
-        ConfigError: a bad name, one of the configuration, or a folder that cannot be written.
-    """
+def check_save(config: Config, name: str, filter_: dict[str, Any]) -> None:
+    """Raise ConfigError if this filter cannot be saved under this name."""
     if not re.fullmatch(ID_PATTERN, name):
         raise ConfigError(
             "--save",
@@ -129,6 +121,29 @@ def save_audience(
             found=repr(name),
             remedy="Take another name, or change audiences in the configuration.",
         )
+
+    def find(wanted: str, where: str) -> tuple[Any, str]:
+        """As it will be once the filter is saved: a reference to itself is a cycle."""
+        if wanted == name:
+            return filter_, "filter"
+        named = find_audience(config, wanted, where)
+        return named.filter, named.where
+
+    parse({"audience": name}, config, find, where="--save")
+
+
+def save_audience(
+    config: Config, name: str, filter_: dict[str, Any], description: str = ""
+) -> SavedAudience:
+    """Save a filter under a name; the version counts up when the filter changed.
+
+    An empty description keeps the one that was saved.
+
+    Raises:
+        ConfigError: a bad name or filter, a name of the configuration, or a folder that cannot be
+            written.
+    """
+    check_save(config, name, filter_)
     path = saved_path(config, name)
     version = 1
     if path.is_file():

@@ -155,6 +155,18 @@ def test_texts_that_yaml_could_misread_come_back() -> None:
     assert find_audience(config, "texts").filter == raw
 
 
+def test_a_saved_filter_does_not_lead_back_to_itself() -> None:
+    config = make_config()
+    save_audience(config, "a", P1)
+    save_audience(config, "b", {"not": {"audience": "a"}})
+    with pytest.raises(ConfigError, match=r"found the cycle a -> b -> a\. Break it"):
+        save_audience(config, "a", {"any": [P1, {"audience": "b"}]})
+    with pytest.raises(ConfigError, match=r"^filter\.audience: .* found the cycle new -> new"):
+        save_audience(config, "new", {"audience": "new"})
+    assert audience_names(config) == ["a", "b"]
+    assert find_audience(config, "a").filter == P1
+
+
 def test_a_name_means_one_audience() -> None:
     save_audience(make_config(), "a", RAW)
     both = make_config(audiences={"a": {"filter": P1}})
