@@ -9,7 +9,6 @@ import ibis.expr.types as ir
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 if TYPE_CHECKING:
     from features.grains import Workbench
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
 MOST_POINTS = 500  # of a category
 MOST_IN_ALL = 50_000
 BILLION = 1_000_000_000
+# DuckDB takes no NULL from a function.
+UNKNOWN = -1
 # category -> [prices in millionths, ascending; share of the reference at or below each]
 Prices = dict[str, list[list[float]]]
 
@@ -52,7 +53,8 @@ def percentile(work: Workbench, category: ir.Value, price: ir.Value) -> ir.Value
     prices = work.frozen.prices
     if not prices:
         return ibis.null("int64")
-    return work.scratch.function(_looked_up(prices), (str, float), int)(category, price)
+    found = work.scratch.function(_looked_up(prices), (str, float), int)(category, price)
+    return found.nullif(UNKNOWN)
 
 
 def _looked_up(prices: Prices) -> Any:
@@ -65,14 +67,14 @@ def _looked_up(prices: Prices) -> Any:
         coded = _one(category).dictionary_encode()
         codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         asked = _one(price).to_numpy(zero_copy_only=False)
-        found: npt.NDArray[np.int64] = np.full(len(asked), -1, dtype=np.int64)
+        found: npt.NDArray[np.int64] = np.full(len(asked), UNKNOWN, dtype=np.int64)
         for code, name in enumerate(coded.dictionary.to_pylist()):
             if name in points:
                 own = np.flatnonzero(codes == code)
                 at, upto = points[name]
                 left, right = (upto[np.searchsorted(at, asked[own], s)] for s in ("left", "right"))
                 found[own] = np.round((left + right) / 2 * BILLION).astype(np.int64)
-        return pc.if_else(pa.array(found >= 0), pa.array(found), pa.scalar(None, pa.int64()))
+        return pa.array(found)
 
     return look_up
 
