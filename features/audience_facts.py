@@ -41,6 +41,7 @@ from features.localtime import is_weekend, local_day, local_hour
 from features.orders import MICRO
 from features.registry import available, closure
 from features.relations import daypart
+from features.segment_names import COLUMNS
 from features.segments import SEGMENT_FEATURES, segments
 from features.spine import Scratch, forever, load_spine, visible
 from features.tables import Tables
@@ -52,7 +53,6 @@ _COLUMN_OF = {
     ("purchase", "kind"): "coupon_id",
     ("event", "campaign"): "campaign_id",
 }
-_SEGMENT_COLUMNS = {"stage": "lifecycle_stage"}
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "=": operator.eq,
     "!=": operator.ne,
@@ -196,7 +196,7 @@ def _values(
     frame = frame.assign(**dict.fromkeys(set(needed) - set(there), np.nan))
     found = segments(frame, work.frozen, work.config.segments)
     schemes = dict.fromkeys(["tier", *(n.scheme for n in members if n.scheme != "label")])
-    data |= {f"segment_{s}": found[_SEGMENT_COLUMNS.get(s, s)] for s in schemes}
+    data |= {f"segment_{s}": found[COLUMNS.get(s, s)] for s in schemes}
     if chosen:
         hold = labels(frame, found["lifecycle_stage"], work.frozen, churn)
         data |= {

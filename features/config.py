@@ -432,7 +432,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             str(path),
             expected="a mapping of keys",
             found=type(raw).__name__,
-            remedy="Start from configs/demo.yaml.",
+            remedy="Write `key: value` lines, as in configs/demo.yaml.",
         )
     return raw
 
