@@ -16,6 +16,8 @@ fully returned.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import ibis
 import ibis.expr.types as ir
 
@@ -128,7 +130,9 @@ def order_versions(lines: ir.Table, whole: ir.Table, config: Config, offsets: Of
         *KEY,
         **{name: pieces[name].sum().over(so_far) for name in SUMS},
         **{name: pieces[name].cast("int64").max().over(so_far) == 1 for name in FLAGS},
-        kinds=pieces.kinds.bit_or().over(so_far),
+        kinds=_bits(
+            config, lambda bit: ((pieces.kinds & bit) != 0).cast("int64").max().over(so_far)
+        ),
         threshold=pieces.threshold.max().over(so_far),
         order_at=pieces.bought_at.min().over(so_far),
         since=pieces.at,
@@ -158,21 +162,23 @@ def _bought_at(lines: ir.Table) -> ir.Value:
 def _sums(lines: ir.Table, config: Config) -> dict[str, ir.Value]:
     features, bits = config.features, kind_bits(config)
 
-    def of_coupon(offers: list[OfferConfig], value: dict[str, int | float], otherwise: ir.Value):  # type: ignore[no-untyped-def]
-        cases = [(o.coupon_id, value[o.coupon_id]) for o in offers]
-        known = lines.bought & lines.coupon_id.isin([c for c, _ in cases])
-        return ibis.ifelse(known, lines.coupon_id.cases(*cases, else_=otherwise), otherwise)
+    def bears(offers: list[OfferConfig]) -> ir.Value:
+        known = lines.coupon_id.isin([o.coupon_id for o in offers]).fill_null(False)
+        return lines.bought & known
 
-    # Columns, not literals: without offers they are aggregated as they are.
-    kinds: ir.Value = ibis.ifelse(lines.bought, 0, 0).cast("int64")
-    threshold: ir.Value = ibis.ifelse(lines.bought, ibis.null("float64"), ibis.null("float64"))
-    if config.offers:
-        bit = {o.coupon_id: bits[o.kind] for o in config.offers}
-        kinds = of_coupon(config.offers, bit, kinds).cast("int64")
-    limited = [o for o in config.offers if o.kind == "threshold_off" and "threshold" in o.params]
-    if limited:
-        limits = {o.coupon_id: float(o.params["threshold"]) * MICRO for o in limited}
-        threshold = of_coupon(limited, limits, threshold).cast("float64")
+    def has(bit: int) -> ir.Value:
+        return bears([o for o in config.offers if bits[o.kind] == bit]).any().cast("int64")
+
+    limits = {
+        o.coupon_id: float(o.params["threshold"]) * MICRO
+        for o in config.offers
+        if o.kind == "threshold_off" and "threshold" in o.params
+    }
+    nothing = ibis.null("float64")
+    limit = nothing
+    if limits:
+        limit = lines.coupon_id.cases(*limits.items(), else_=nothing).cast("float64")
+    threshold = ibis.ifelse(lines.bought, limit, nothing)
     return {
         "paid": lines.paid.sum(),
         "discount": lines.discount.sum(),
@@ -183,9 +189,15 @@ def _sums(lines: ir.Table, config: Config) -> dict[str, ir.Value]:
         "is_return": lines.is_return.any(),
         "online": _any_of(lines.channel, features.online_channels, lines.bought),
         "mobile": _any_of(lines.payment_method, features.mobile_payments, lines.bought),
-        "kinds": kinds.bit_or(),
+        "kinds": lines.count() * 0 + _bits(config, has),
         "threshold": threshold.max(),
     }
+
+
+def _bits(config: Config, has: Callable[[int], ir.Value]) -> ir.Value:
+    """The sum of the bits that an order has; an aggregate of bits is not known to every engine."""
+    parts = (bit * has(bit) for bit in kind_bits(config).values())
+    return sum(parts, start=ibis.literal(0, type="int64"))
 
 
 def _any_of(value: ir.Value, known: list[str], where: ir.Value) -> ir.Value:
