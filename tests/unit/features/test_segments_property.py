@@ -144,11 +144,19 @@ FREQUENT = [
     for d, s in ((0, 1), (5, 0), (9, 0), (30, 0), (31, 0), (60, 0))
 ]
 
+# Eight days in a row: an order is expected every 7.4 days, so r = 14 and 30 are bounds of stages.
+RHYTHMIC = [
+    [Order(MOMENT - timedelta(days=last + k), 100.0, None) for k in range(8)]
+    for last in (13, 14, 29, 30)
+]
+
 
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(everyone=customers, precedence=precedences)
 @example(
-    everyone=[NO_ORDER, ONLY_RETURNED, FUTURE, ONE_SECOND_APART, FREQUENT, *ON_THE_EDGES],
+    everyone=[
+        *(NO_ORDER, ONLY_RETURNED, FUTURE, ONE_SECOND_APART, FREQUENT, *RHYTHMIC, *ON_THE_EDGES)
+    ],
     precedence=list(TIERS),
 )
 def test_from_tables_to_one_tier_class_and_stage(
