@@ -6,12 +6,13 @@ Training, scoring and the snapshot all come through `build_features`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import ibis.expr.types as ir
+import ibis
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
@@ -108,40 +109,50 @@ def present_tables(tables: Tables, config: Config) -> set[str]:
 
 def compute(work: Workbench, features: Sequence[Feature]) -> dict[str, pd.Series[Any]]:
     """Columns of features (a `closure`, all of whose tables are present) in the spine's order."""
-    table = _assemble(work, features).to_pyarrow().sort_by("row")
-    return {f.name: _column(table[f.name], f) for f in features}
-
-
-def _assemble(work: Workbench, features: Sequence[Feature]) -> ir.Table:
-    """Join one aggregate per relation to the spine, then compute features of features."""
-    wide = work.spine.rows.select("row", "today")
+    columns: dict[str, pd.Series[Any]] = {}
     for of in dict.fromkeys(f.of for f in features if f.of != "features"):
         facts = Facts(RELATIONS[of](work), work.frozen, work.config)
         own = [f for f in features if f.of == of]
-        values = facts.table.group_by("row").agg(**{f.name: f.build(facts) for f in own})
-        values = work.scratch.keep(values).rename(_row="row")
-        wide = wide.left_join(values, wide.row == values._row).drop("_row")
+        found = facts.table.group_by("row").agg(**{f.name: f.build(facts) for f in own})
+        table = work.scratch.fetch(found)
+        row = table["row"].to_numpy()
         # A customer without any fact has no row in the aggregate.
-        wide = _filled(wide, own)
-    # One after the other: a feature may use the one before it.
+        columns |= {f.name: _placed(table[f.name], row, f, work.spine.size) for f in own}
+    further = [f for f in features if f.of == "features"]
+    if further:
+        columns |= _of_features(work, further, columns)
+    return columns
+
+
+def _of_features(
+    work: Workbench, features: Sequence[Feature], columns: Mapping[str, pd.Series[Any]]
+) -> dict[str, pd.Series[Any]]:
+    """Features of features of the same row, one after the other: one may use the one before it."""
+    known = {n: pa.array(v, from_pandas=True) for n, v in columns.items() if v.dtype != object}
+    row = np.arange(work.spine.size)
+    wide = ibis.memtable(pa.table({"row": row, "today": work.spine.today, **known}))
     for f in features:
-        if f.of == "features":
-            wide = wide.mutate(**{f.name: f.build(Facts(wide, work.frozen, work.config))})
-            wide = _filled(wide, [f])
-    return wide
+        wide = wide.mutate(**{f.name: f.build(Facts(wide, work.frozen, work.config))})
+        if f.none is not None:
+            wide = wide.mutate(**{f.name: wide[f.name].fill_null(f.none)})
+    table = work.scratch.fetch(wide.select("row", *(f.name for f in features)))
+    row = table["row"].to_numpy()
+    return {f.name: _placed(table[f.name], row, f, work.spine.size) for f in features}
 
 
-def _filled(wide: ir.Table, features: Sequence[Feature]) -> ir.Table:
-    return wide.mutate(
-        **{f.name: wide[f.name].fill_null(f.none) for f in features if f.none is not None}
-    )
-
-
-def _column(values: pa.ChunkedArray, f: Feature) -> pd.Series[Any]:
+def _placed(
+    values: pa.ChunkedArray, row: npt.NDArray[np.int64], f: Feature, size: int
+) -> pd.Series[Any]:
+    """A column in the order of the spine; the feature's value of none where there is no row."""
     if f.dtype == "text":
-        return pd.Series(values.to_pylist(), dtype=object)
-    numbers = values.cast(pa.float64(), safe=False).to_numpy()
-    return pd.Series(np.array(numbers, dtype=np.float64))
+        texts = np.full(size, None, dtype=object)
+        texts[row] = values.to_numpy(zero_copy_only=False)
+        return pd.Series(texts, dtype=object)
+    none = np.nan if f.none is None else float(f.none)
+    numbers = np.full(size, none)
+    found = values.cast(pa.float64(), safe=False).to_numpy()
+    numbers[row] = found if f.none is None else np.where(np.isnan(found), none, found)
+    return pd.Series(numbers)
 
 
 def _null(f: Feature, n: int) -> pd.Series[Any]:

@@ -17,6 +17,7 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
@@ -64,6 +65,10 @@ class Scratch:
         self.names.append(name)
         return self.con.create_table(name, relation, temp=True)
 
+    def fetch(self, relation: ir.Table) -> pa.Table:
+        """The rows of a relation, in any order."""
+        return self.con.to_pyarrow(relation)
+
     def function(
         self, look_up: Callable[..., Any], takes: tuple[type, ...], gives: type
     ) -> Callable[..., ir.Value]:
@@ -95,6 +100,7 @@ class Spine:
     `customers`: customer (code), customer_id; each customer of the spine once.
     `latest`: the last moment; `earliest_day`: the first local day of a moment.
     `single`: all rows have one moment, and each a customer of its own, whose code is its row.
+    `today`: (rows,) local days of the moments.
     """
 
     rows: ir.Table
@@ -102,6 +108,12 @@ class Spine:
     latest: datetime
     earliest_day: int
     single: bool
+    today: npt.NDArray[np.int64]
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return len(self.today)
 
 
 def load_spine(frame: pd.DataFrame, zone: str, scratch: Scratch) -> Spine:
@@ -147,6 +159,7 @@ def load_spine(frame: pd.DataFrame, zone: str, scratch: Scratch) -> Spine:
         times.max().item() if len(times) else datetime(1970, 1, 1),
         int(today.min()) if len(today) else 0,
         single=len(ids) == len(frame) > 0 and bool(times.min() == times.max()),
+        today=today,
     )
 
 
