@@ -48,9 +48,9 @@ class Feature:
     """One column of the feature frame.
 
     name: the column; of: the relation it aggregates, or "features"; uses: features it is computed
-    from; needs: tables, columns and sections of the configuration (offers, the coupon catalogue)
-    without which it is NULL; dtype: int, float or text; none: the value of a customer without
-    history; core: in the default set;
+    from; also: features it looks at where their tables are present; needs: tables, columns and
+    sections of the configuration (offers, the coupon catalogue) without which it is NULL; dtype:
+    int, float or text; none: the value of a customer without history; core: in the default set;
     population: looks at other customers, through frozen values; doc: definition.
     """
 
@@ -63,6 +63,7 @@ class Feature:
     needs: tuple[str, ...]
     doc: str
     uses: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     core: bool = False
     population: bool = False
 
@@ -85,6 +86,7 @@ def feature(
     none: int | None = None,
     needs: Sequence[str] = ("transactions",),
     uses: Sequence[str] = (),
+    also: Sequence[str] = (),
     core: bool = False,
     population: bool = False,
     helper: bool = False,
@@ -103,7 +105,7 @@ def feature(
     if unknown := set(needs) - {*TABLES, *COLUMNS}:
         known = ", ".join((*TABLES, *COLUMNS))
         raise ValueError(f"feature {name}: needs {sorted(unknown)} but knows {known}")
-    if unknown := {used for used in uses if find(used) is None}:
+    if unknown := {used for used in (*uses, *also) if find(used) is None}:
         raise ValueError(f"feature {name}: uses {sorted(unknown)}, not in the catalogue before it")
 
     def register(build: Build) -> Build:
@@ -118,6 +120,7 @@ def feature(
             tuple(tables),
             doc,
             tuple(uses),
+            tuple(also),
             core,
             population,
         )
@@ -158,7 +161,7 @@ def closure(names: Iterable[str]) -> list[Feature]:
 
     def visit(name: str) -> None:
         if name not in found:
-            for used in get(name).uses:
+            for used in (*get(name).uses, *get(name).also):
                 visit(used)
             found[name] = get(name)
 

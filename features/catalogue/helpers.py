@@ -46,4 +46,4 @@ def matured_offers_365d(e: Facts) -> ir.Value:
     doc="Those of matured_offers_365d with a valid order in the window.",
 )
 def responded_offers_365d(e: Facts) -> ir.Value:
-    return e.count(e.within(365) & e.responded)
+    return e.count(e.within(365) & e.responded & e.matured)

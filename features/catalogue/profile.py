@@ -108,6 +108,7 @@ def holiday_next_days(f: Facts) -> ir.Value:
     dtype="int",
     needs=("transactions",),
     uses=("tenure_days",),
+    also=("joined_days",),
     doc="Days to the nearest anniversary of the first order, else of joined_at; 29 February is "
     "1 March in other years.",
 )

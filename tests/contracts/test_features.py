@@ -19,7 +19,7 @@ import pytest
 from features.build import build_features
 from features.config import Config
 from features.frozen import FrozenValues, fit_frozen
-from features.registry import CATALOGUE, HELPERS, Feature
+from features.registry import CATALOGUE, HELPERS, get
 from features.tables import Tables
 from tests.unit.features.conftest import make_config, make_tables
 from tests.unit.features.oracle import features_of, helpers_of
@@ -48,8 +48,8 @@ from tests.unit.features.random_shop import (
 
 FROZEN = FrozenValues("test", median_gap_days=21.5, response_rate=0.125)
 CASES = [(1, "UTC"), (2, "Europe/Berlin"), (3, "America/New_York")]
-FEATURES_AND_HELPERS: dict[str, Feature] = {**CATALOGUE, **HELPERS}
-NAMES = list(FEATURES_AND_HELPERS)
+WINDOW = ["orders_45d", "order_days_45d", "spend_45d"]
+NAMES = [*CATALOGUE, *HELPERS, *WINDOW]
 TIMES = {"transactions": "transacted_at", "exposures": "assigned_at", "events": "occurred_at"}
 # Features of the moment alone: a customer without history has them too.
 OF_THE_CALENDAR = ["holiday_next_days"]
@@ -125,12 +125,7 @@ def shop(seed: int, zone: str) -> Shop:
         return Shop(rows, spine, config, first.frozen, first.prices)
     base = Shop(rows, spine, config, FROZEN, reference_prices(lines, REFERENCE))
     fitted = fit_frozen(base.tables(), REFERENCE, config)
-    return replace(
-        base,
-        frozen=replace(
-            FROZEN, **{n: getattr(fitted, n) for n in ("prices",) if hasattr(fitted, n)}
-        ),
-    )
+    return replace(base, frozen=replace(FROZEN, prices=fitted.prices))
 
 
 @cache
@@ -146,7 +141,7 @@ def assert_same(found: pd.Series, want: pd.Series) -> None:
 def assert_agrees(name: str, found: pd.Series, want: pd.Series, spine: pd.DataFrame) -> None:
     """Texts exactly, numbers but for rounding; names the rows that differ."""
     where = spine.assign(found=found, want=want)
-    if FEATURES_AND_HELPERS[name].dtype == "text":
+    if get(name).dtype == "text":
         wrong = where[[a != b for a, b in zip(found, want, strict=True)]]
     else:
         numbers = np.array([math.nan if v is None else v for v in want], dtype=float)
@@ -254,20 +249,20 @@ def test_a_customer_without_history_has_the_declared_value(name: str) -> None:
     spine = shop(*CASES[0]).spine
     values = plain(*CASES[0])[name][spine["customer_id"] == NOTHING]
     assert len(values) > 0
-    none = FEATURES_AND_HELPERS[name].none
+    none = get(name).none
     assert values.isna().all() if none is None else (values == none).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_dtype_is_as_declared(name: str) -> None:
     values = plain(*CASES[0])[name]
-    if FEATURES_AND_HELPERS[name].dtype == "text":
+    if get(name).dtype == "text":
         assert values.dtype == object
         assert {type(v) for v in values} == {str, type(None)}
         return
     assert values.dtype == "float64"
     assert np.isfinite(values.dropna()).all()
-    if FEATURES_AND_HELPERS[name].dtype == "int":
+    if get(name).dtype == "int":
         assert (values.dropna() % 1 == 0).all()
 
 
@@ -290,8 +285,36 @@ def test_every_feature_was_seen_at_work() -> None:
     seen = pd.concat([plain(*case) for case in CASES], ignore_index=True)
     idle = [name for name in NAMES if seen[name].nunique() < 2]
     assert idle == [], "make the random shop exercise these features"
-    lacking = set(NAMES) - set(slow(*CASES[0]).columns)
-    assert lacking == set(), "the slow way lacks these features"
+    assert set(slow(*CASES[0]).columns) == set(NAMES), "the slow way has other features"
+
+
+# --- one moment for all, and part of the features ---
+
+
+@cache
+def _one_moment(seed: int, zone: str) -> tuple[Shop, pd.DataFrame, pd.DataFrame]:
+    """Each customer once, all at a moment that a row of the shop has."""
+    base = shop(seed, zone)
+    times = sorted(row["transacted_at"] for row in base.rows["transactions"])
+    spine = pd.DataFrame({"customer_id": CUSTOMERS, "as_of": times[len(times) * 3 // 4]})
+    single = replace(base, spine=spine)
+    return single, single.build(), single.slow()
+
+
+@pytest.mark.parametrize(("seed", "zone"), CASES)
+@pytest.mark.parametrize("name", NAMES)
+def test_one_moment_agrees_with_the_slow_way(name: str, seed: int, zone: str) -> None:
+    single, found, want = _one_moment(seed, zone)
+    assert_agrees(name, found[name], want[name], single.spine)
+
+
+def test_values_do_not_depend_on_what_else_is_asked_for() -> None:
+    """Features of other features find these, requested or not."""
+    base = shop(*CASES[0])
+    names = [name for name in NAMES if get(name).of == "features"]
+    part = build_features(base.tables(), base.spine, names, base.config, base.frozen).frame
+    for name in names:
+        assert_same(part[name], plain(*CASES[0])[name])
 
 
 # --- tables that are not there ---
@@ -318,7 +341,7 @@ def test_without_a_table(name: str, less: str) -> None:
     """NULL and named where a table is needed, else as if it had no rows."""
     frame, missing, want = _without(less)
     if less != "configuration":
-        needs = set(FEATURES_AND_HELPERS[name].needs)
+        needs = set(get(name).needs)
         assert (name in missing) == bool(needs & set(less.split()))
     if name in missing:
         assert frame[name].isna().all()
@@ -329,6 +352,6 @@ def test_without_a_table(name: str, less: str) -> None:
 def test_without_what_the_configuration_lists() -> None:
     """No coupons, clocks or holidays: what is built on them has no value, and the rest has."""
     frame = _without("configuration")[0]
-    absent = {name for name in NAMES if "offers" in FEATURES_AND_HELPERS[name].needs}
+    absent = {name for name in NAMES if "offers" in get(name).needs}
     absent |= {"stage_clock_days", "holiday_next_days"} & set(NAMES)
     assert {name for name in NAMES if frame[name].isna().all()} == absent

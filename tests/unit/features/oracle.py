@@ -18,7 +18,7 @@ from tests.unit.features.oracle_history import (
     ratio,
     span,
 )
-from tests.unit.features.oracle_orders import order_features
+from tests.unit.features.oracle_orders import order_features, spend
 
 
 def features_of(
@@ -36,7 +36,7 @@ def features_of(
     """
     h = History(lines, exposures, events, profile, as_of, settings)
     out: dict[str, Value] = {**order_features(h), **_response(h), **_fatigue(h), **_profile(h)}
-    return {k: float(v) if isinstance(v, int | Fraction) else v for k, v in out.items()}
+    return numbers(out)
 
 
 def helpers_of(
@@ -47,14 +47,26 @@ def helpers_of(
     as_of: datetime,
     settings: Settings,
 ) -> dict[str, Any]:
-    """The counts beside the catalogue, of the same rows."""
+    """What stands beside the catalogue, and one further window, of the same rows."""
     h = History(lines, exposures, events, profile, as_of, settings)
     matured = _matured(h, 365)
-    return {
+    liked = order_features(h)["category_favourite_365d"]
+    loved = [o for o in h.year if liked in o.values("category")]
+    out: dict[str, Value] = {
+        "birthday_month": h.profile.get("birth_month"),
+        "category_favourite_orders_365d": len(loved) if liked is not None else None,
+        "orders_45d": len(h.within(45)),
+        "order_days_45d": len({h.day(o.at) for o in h.within(45)}),
+        "spend_45d": spend(h, -9, 45),
         "valid_orders_365d": len(h.year),
         "matured_offers_365d": len(matured),
         "responded_offers_365d": sum(_responded(h, offer) for offer in matured),
     }
+    return numbers(out)
+
+
+def numbers(values: dict[str, Value]) -> dict[str, Any]:
+    return {k: float(v) if isinstance(v, int | Fraction) else v for k, v in values.items()}
 
 
 def _real(h: History) -> list[Row]:

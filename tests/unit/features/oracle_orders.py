@@ -48,7 +48,7 @@ def order_features(h: History) -> dict[str, Value]:
     }
 
 
-def _spend(h: History, low: int, high: float) -> Fraction:
+def spend(h: History, low: int, high: float) -> Fraction:
     """Purchases at the order's age and returns at their own; fully returned orders are in both."""
     bought = [o.paid for o in h.orders if low <= h.age(o.at) <= high]
     back = [r for r in h.returns if low <= h.age(r["transacted_at"]) <= high]
@@ -57,7 +57,7 @@ def _spend(h: History, low: int, high: float) -> Fraction:
 
 def _windows(h: History) -> dict[str, Value]:
     ages = [(h.today - day).days for day in h.days]
-    a, b = _spend(h, -9, 90), _spend(h, 91, 180)
+    a, b = spend(h, -9, 90), spend(h, 91, 180)
     back = [r for r in h.returns if h.age(r["transacted_at"]) <= 365]
     bought = [o.paid for o in h.orders if h.age(o.at) <= 365]
     return {
@@ -69,8 +69,8 @@ def _windows(h: History) -> dict[str, Value]:
         "orders_90d": len(h.within(90)),
         "orders_total": len(h.valid),
         "spend_90d": a,
-        "spend_365d": _spend(h, -9, 365),
-        "spend_total": _spend(h, -9, math.inf),
+        "spend_365d": spend(h, -9, 365),
+        "spend_total": spend(h, -9, math.inf),
         "spend_trend_90d": ratio(a - b, abs(a) + abs(b)),
         "return_share_365d": ratio(sum(abs(money(r["amount"])) for r in back), sum(bought)),
     }

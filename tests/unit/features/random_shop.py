@@ -49,6 +49,7 @@ STAGE_CLOCKS: dict[str, Row] = {
 }
 HOLIDAYS = [date(2023, 5, 1), date(2024, 2, 10), date(2024, 2, 29), date(2025, 1, 29)]
 FEATURES: Row = {
+    "set": "all",
     "weekend_overrides": {"2025-02-01": False, "2025-02-03": True, "2023-10-29": False},
     "holidays": [str(day) for day in HOLIDAYS],
     "online_channels": ["app", "web"],

@@ -3,41 +3,45 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from features.build import build_features
 from features.config import Config
-from features.frozen import FrozenValues
-from features.registry import CATALOGUE
+from features.frozen import FrozenValues, fit_frozen
 from features.spine import all_customers
 from features.tables import Tables
 from tests.unit.features.worked_example import AS_OF, EXPECTED, EXPECTED_TEXT
 
 FROZEN = FrozenValues("fixture", median_gap_days=30.0, response_rate=0.10)
-NUMBERS = [name for name in EXPECTED if name in CATALOGUE]
-TEXTS = [name for name in EXPECTED_TEXT if name in CATALOGUE]
 
 
 @pytest.fixture(scope="module")
 def built(example: Tables, example_config: Config) -> pd.DataFrame:
     spine = all_customers(example, AS_OF, example_config)
     assert spine["customer_id"].tolist() == list("ABCDEFGHI")
-    names = [*NUMBERS, *TEXTS]
-    result = build_features(example, spine, names, example_config, FROZEN)
+    names = [*EXPECTED, *EXPECTED_TEXT]
+    # Reference prices are those of the example itself.
+    everything = example_config.model_copy(
+        update={"features": example_config.features.model_copy(update={"set": "all"})}
+    )
+    prices = fit_frozen(example, AS_OF, everything).prices
+    frozen = replace(FROZEN, prices=prices)
+    result = build_features(example, spine, names, example_config, frozen)
     assert result.missing == ()
     assert list(result.frame.columns) == names
     return result.frame
 
 
-@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("name", EXPECTED)
 def test_worked_example_numbers(built: pd.DataFrame, name: str) -> None:
     want = [math.nan if v is None else v for v in EXPECTED[name]]
     assert built[name].dtype == "float64"
     assert built[name].tolist() == pytest.approx(want, abs=5e-5, nan_ok=True)
 
 
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("name", EXPECTED_TEXT)
 def test_worked_example_texts(built: pd.DataFrame, name: str) -> None:
     assert built[name].tolist() == EXPECTED_TEXT[name]

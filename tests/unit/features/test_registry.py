@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from features.errors import ConfigError
-from features.grains import RELATIONS
 from features.reference import reference
 from features.registry import (
     CATALOGUE,
@@ -17,6 +16,7 @@ from features.registry import (
     feature,
     feature_names,
 )
+from features.relations import RELATIONS
 from tests.unit.features.conftest import make_config
 
 ROOT = Path(__file__).parents[3]

@@ -13,8 +13,9 @@ from features.build import build_features
 from features.config import Config
 from features.errors import ConfigError, DataError
 from features.frozen import FrozenValues
-from features.grains import RELATIONS, Workbench
+from features.grains import Workbench
 from features.registry import CATALOGUE
+from features.relations import RELATIONS
 from features.spine import all_customers
 from features.tables import Tables
 from tests.unit.features.conftest import make_config, make_tables
