@@ -167,7 +167,7 @@ def judge_target(panel: Panel, plan: Plan, config: Config) -> ValueReport:
     rows[rows] = panel.history(rows).asked(target, config.targets.active_days)
     y = panel.outcome(target, rows, plan.days)
     _require(target, y, "to judge by")
-    fitted = _Candidates(panel, plan, config, plan.test)
+    fitted = Candidates(panel, plan, config, plan.test)
     trees = fitted.trees()
     models: dict[str, ValueModel] = {
         "lightgbm": trees.model,
@@ -180,7 +180,7 @@ def judge_target(panel: Panel, plan: Plan, config: Config) -> ValueReport:
     rng = stream(config.training.seed, f"bootstrap {target}")
     metrics, gains = compare(y, predicted, MONEY if target == "clv" else PROBABILITY, rng)
     served, why = choose(metrics, gains, next(iter(MONEY if target == "clv" else PROBABILITY)))
-    final = _Candidates(panel, plan, config, panel.end)
+    final = Candidates(panel, plan, config, panel.end)
     model = final.trees().model if served == "lightgbm" else final.baseline(served)
     money = "contribution" if config.outcome.margin_rate is not None else "revenue"
     p = predicted[served]
@@ -202,7 +202,7 @@ def judge_target(panel: Panel, plan: Plan, config: Config) -> ValueReport:
     )
 
 
-class _Candidates:
+class Candidates:
     """The candidates of one target, each learned from what was over at a moment."""
 
     def __init__(self, panel: Panel, plan: Plan, config: Config, moment: datetime) -> None:
