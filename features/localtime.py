@@ -67,35 +67,12 @@ def local_hour(time: ir.Value, offsets: Offsets) -> ir.Value:
 
 def month_of(day: ir.Value) -> ir.Value:
     """Month, 1 to 12, of days since 1970-01-01."""
-    return _civil(day)[1]
+    return date_of(day).month()
 
 
-def _civil(day: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Year, month and day of the month, by whole-number arithmetic.
-
-    The year begins in March, so that the leap day is its last (H. Hinnant, "chrono-compatible
-    low-level date algorithms", civil_from_days).
-    """
-    since = day + 719_468  # 1 March of the year 0
-    era = since // 146_097
-    of_era = since - era * 146_097
-    year = (of_era - of_era // 1460 + of_era // 36_524 - of_era // 146_096) // 365
-    of_year = of_era - (365 * year + year // 4 - year // 100)
-    month = (5 * of_year + 2) // 153
-    late = month >= 10  # January and February belong to the next year.
-    return (
-        400 * era + year + ibis.ifelse(late, 1, 0),
-        ibis.ifelse(late, month - 9, month + 3).cast("int64"),
-        of_year - (153 * month + 2) // 5 + 1,
-    )
-
-
-def _day_number(year: ir.Value, month: ir.Value, of_month: ir.Value) -> ir.Value:
-    """Days since 1970-01-01 (days_from_civil of the same source); 29 February runs over."""
-    early = month <= 2
-    y = year - ibis.ifelse(early, 1, 0)
-    of_year = (153 * ibis.ifelse(early, month + 9, month - 3) + 2) // 5 + of_month - 1
-    return 365 * y + y // 4 - y // 100 + y // 400 + of_year - 719_468
+def date_of(day: ir.Value) -> ir.Value:
+    """The date of days since 1970-01-01."""
+    return (ibis.date(EPOCH) + day.cast("int64").as_interval("D")).cast("date")
 
 
 def is_weekend(day: ir.Value, overrides: Mapping[str, bool]) -> ir.Value:
@@ -114,10 +91,13 @@ def anniversary_distance(today: ir.Value, first: ir.Value) -> ir.Value:
 
     29 February is 1 March in other years.
     """
-    _, month, of_month = _civil(first)
-    this, _, _ = _civil(today)
-    near = [(_day_number(this + shift, month, of_month) - today).abs() for shift in (-1, 0, 1)]
-    return ibis.least(*near)
+    born, this = date_of(first), date_of(today).year()
+
+    def apart(year: ir.Value) -> ir.Value:
+        begin = ibis.date(year, born.month(), ibis.literal(1)).delta(ibis.date(EPOCH), unit="day")
+        return (begin + born.day() - 1 - today).abs()
+
+    return ibis.least(*(apart(this + shift) for shift in (-1, 0, 1)))
 
 
 def _number(text: str) -> int:
