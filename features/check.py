@@ -58,16 +58,27 @@ def inspect(config: Config) -> tuple[list[Problem], Mapping[str, Mapping[str, in
         counts = tables.counts
         for note in tables.notes:
             found.add("note", "source", note)
-        for part in CHECKS:
-            try:
-                part(tables, config, found)
-            except InputError as error:
-                fail(found, error)
+        found.found += findings(tables, config)
     except InputError as error:
         fail(found, error)
     finally:
         log.removeHandler(handler)
-    return sorted(found.found, key=lambda problem: LEVELS.index(problem.level)), counts
+    return _sorted(found), counts
+
+
+def findings(tables: Tables, config: Config) -> list[Problem]:
+    """What is wrong or noteworthy in checked tables, errors first."""
+    found = Problems()
+    for part in CHECKS:
+        try:
+            part(tables, config, found)
+        except InputError as error:
+            fail(found, error)
+    return _sorted(found)
+
+
+def _sorted(found: Problems) -> list[Problem]:
+    return sorted(found.found, key=lambda problem: LEVELS.index(problem.level))
 
 
 class _Collector(logging.Handler):
