@@ -89,7 +89,8 @@ class SourceConfig(Section):
     )
     path: str | None = Field(
         None,
-        description="files: a folder of tables; hillstrom: a CSV or Parquet file or an address; "
+        description="files: a folder of tables, or one .parquet or .csv file of transactions; "
+        "hillstrom: a CSV or Parquet file or an address; "
         "relative to the working directory",
     )
     columns: dict[str, dict[str, str]] = Field(
