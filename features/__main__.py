@@ -36,6 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from features import check  # reads every table; the build does not need it
 
             return int(check.run(config))
+        if args.command == "drift":
+            from features import drift  # needs SciPy and the readers
+
+            return drift.run(config, args)
         if args.command == "audience":
             return audience_command.run(config, args)
         if args.command in ("segments", "migrate"):
@@ -123,7 +127,13 @@ def _parser() -> argparse.ArgumentParser:
     segment_report.add_migrate_arguments(migrate)
     audience = commands.add_parser("audience", help="the customers who meet a filter")
     audience_command.add_arguments(audience)
-    for command in (build, check, segment, migrate, audience):
+    drifted = commands.add_parser("drift", help="features against the profile of a training")
+    drifted.add_argument(
+        "--reference", required=True, help="feature_profile.json of a training's run"
+    )
+    drifted.add_argument("--as-of", help="moment, ISO 8601, UTC; default: source.as_of")
+    drifted.add_argument("--out", required=True, metavar="FILE", help="JSON file to write")
+    for command in (build, check, segment, migrate, audience, drifted):
         command.add_argument("--config", required=True, help="configuration file")
         command.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key"
