@@ -97,7 +97,9 @@ def pre_reasons(
     capped: BoolArray,
 ) -> Texts:
     """(n,) the first reason before randomisation that comes from the customer alone, or None."""
-    usable = np.isfinite(reward).all(axis=1) & np.isfinite(cost).all(axis=1) & np.isfinite(response)
+    usable = np.isfinite(reward).all(axis=1) & np.isfinite(cost).all(axis=1)
+    if reward.shape[1]:  # without any arm, no model of the response is needed
+        usable &= np.isfinite(response)
     reason = np.full(len(reward), None, dtype=object)
     # In reverse order of precedence: a later line overwrites an earlier one.
     reason[capped] = Reason.CONTACT_CAP

@@ -136,8 +136,9 @@ def test_a_bundle_without_arms_answers(scorer: Scorer, tmp_path: Path) -> None:
     people = from_source(config, model.bundle, AS_OF, threads=1)
     snapshot = ensure_snapshot(config, model, SALT, root=tmp_path, build=lambda _: people)
     server = Scorer(model, snapshot, config, SALT, clock=lambda: AS_OF)
-    answer = server.answer(["c-010", "c-011"], request_id="r")
+    answer = server.answer(["c-011", "c-012"], request_id="r")
     assert [d.action for d in answer.decisions] == ["none", "none"]
+    assert [d.reason for d in answer.decisions] == ["coupon_expired", "coupon_expired"]
     assert [d.uplift for d in answer.decisions] == [None, None]
     found = server.customer("c-010")
     assert found is not None
