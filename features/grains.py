@@ -11,11 +11,12 @@ from features.config import Config
 from features.localtime import Offsets, utc_offsets
 from features.orders import (
     money_history,
+    numbered,
     only_versions,
     order_items,
     order_lines,
     order_versions,
-    whole_orders,
+    shared_orders,
 )
 from features.spine import TIMES, Scratch, Spine, visible
 from features.tables import Tables
@@ -40,45 +41,58 @@ class Workbench:
         for name, time in TIMES.items():
             table = getattr(self.tables, name)
             if table is not None:
-                ends = table.agg(a=table[time].min(), b=table[time].max()).to_pyarrow()
+                ends = table.agg(a=table[time].min(), b=table[time].max())
+                ends = self.scratch.fetch(ends)
                 years += [t.year for t in ends.to_pylist()[0].values() if t is not None]
         return utc_offsets(self.config.timezone, min(years), max(years))
 
     @cached_property
     def lines(self) -> ir.Table:
-        """Purchase and return lines."""
+        """Purchase and return lines, with the number of their order if it has several."""
         assert self.tables.transactions is not None, "order features need transactions"
-        return self.scratch.keep(order_lines(self.tables.transactions, self.spine))
-
-    @cached_property
-    def whole(self) -> ir.Table:
-        """Orders, whatever the time of their lines."""
-        return self.scratch.keep(whole_orders(self.lines, self.config))
+        lines = self.scratch.keep(
+            order_lines(
+                self.tables.transactions,
+                self.spine,
+                self.config,
+                self.offsets,
+                self.tables.absent,
+            )
+        )
+        return self.scratch.keep(numbered(lines, self.scratch.keep(shared_orders(lines))))
 
     @cached_property
     def versions(self) -> ir.Table:
-        """States of orders in time."""
-        if self.spine.single:
-            return only_versions(self.whole, self.offsets)
-        return self.scratch.keep(order_versions(self.lines, self.whole, self.config, self.offsets))
+        """States of orders of several lines, in time."""
+        made = only_versions if self.spine.single else order_versions
+        return self.scratch.keep(made(self.lines, self.config, self.offsets))
 
     @cached_property
     def valued(self) -> tuple[ir.Table, ir.Table]:
         """Purchase lines of valid orders: alone in their order, and the others."""
-        single, several = order_items(self.lines, self.whole, self.versions, self.offsets)
+        single, several = order_items(self.lines, self.versions)
         return single, self.scratch.keep(several)
 
     @cached_property
     def items(self) -> ir.Table:
         """Purchase lines of valid orders; see `orders.order_items`."""
         single, several = self.valued
-        return single.union(several, distinct=False)
+        return single.union(several.drop("version"), distinct=False)
 
     @cached_property
     def history(self) -> ir.Table:
         """Orders and returns that each row of the spine may know."""
-        seen = visible(self.spine, money_history(self.lines, self.versions, self.offsets))
+        seen = visible(self.spine, money_history(self.lines, self.versions))
         return seen if self.spine.single else self.scratch.keep(seen)
+
+    @cached_property
+    def order_days(self) -> ir.Table:
+        """Local dates with a valid order: day, age, value (net of linked returns)."""
+        known = self.history.filter(self.history.valid)
+        days = known.group_by(["row", "day"]).agg(
+            age=known.age.min(), value=(known.paid + known.linked).sum()
+        )
+        return self.scratch.keep(days)
 
 
 class Facts:

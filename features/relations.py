@@ -44,17 +44,14 @@ def orders(work: Workbench) -> ir.Table:
 
 @relation
 def order_days(work: Workbench) -> ir.Table:
-    """Local dates with a valid order: day, age, orders, value (net of linked returns)."""
-    known = work.history.filter(work.history.valid)
-    return known.group_by(["row", "day"]).agg(
-        age=known.age.min(), orders=known.count(), value=(known.paid + known.linked).sum()
-    )
+    """Local dates with a valid order: day, age, value (net of linked returns)."""
+    return work.order_days
 
 
 @relation
 def gaps(work: Workbench) -> ir.Table:
     """Gaps between successive order days: days, last (is it the latest gap)."""
-    days = order_days(work).select("row", "day")
+    days = work.order_days.select("row", "day")
     by_day = ibis.window(group_by=days.row, order_by=days.day)
     stepped = days.select(
         "row",
@@ -76,7 +73,7 @@ def _product_days(work: Workbench) -> ir.Table:
 @relation
 def novelty(work: Workbench) -> ir.Table:
     """Order days: age, novel (with a product new to the customer)."""
-    days = order_days(work)
+    days = work.order_days
     bought = visible(work.spine, work.items.filter(work.items.product_id.notnull()))
     firsts = bought.group_by(["row", "product_id"]).agg(day=bought.day.min())
     firsts = firsts.select("row", "day").distinct()
@@ -180,9 +177,7 @@ def kinds_365d(work: Workbench) -> ir.Table:
     o = work.history
     known = o.filter(o.valid & (o.age <= 365) & (o.kinds != 0))
     parts = [
-        known.filter((known.kinds & bit) != 0).select(
-            "row", "order_at", value=ibis.literal(kind)
-        )
+        known.filter((known.kinds & bit) != 0).select("row", "order_at", value=ibis.literal(kind))
         for kind, bit in kind_bits(work.config).items()
     ]
     return _favourites(ibis.union(*parts, distinct=False) if len(parts) > 1 else parts[0])
