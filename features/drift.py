@@ -1,11 +1,11 @@
 """Drift: does the distribution of a feature differ from that of the training by more than chance?
 
-The training profile keeps, per feature, counts in bins (deciles of numbers, categories, and the
+The training profile keeps, per feature, counts in bins (quantiles of numbers, categories, and the
 missing values). A later sample is counted in the same bins, and the two rows of counts are compared
-by Pearson's chi-square test of homogeneity. The population
-stability index PSI = sum (q - p) log(q / p) is shown beside the value that chance alone gives it,
-(B - 1)(1/n + 1/m) for B bins and samples of n and m (Yurdakul 2018): a fixed threshold alarms
-falsely on small samples and sleeps on large ones. Over all features, p-values are adjusted by Holm.
+by Pearson's chi-square test of homogeneity. The population stability index
+PSI = sum (q - p) log(q / p) is shown beside what chance alone makes of it, (B - 1)(1/n + 1/m) for B
+bins and samples of n and m (Yurdakul 2018): a fixed threshold alarms falsely on small samples and
+sleeps on large ones. Over all features, p-values are adjusted by Holm.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from features.sources import open_source
 from features.spine import all_customers, naive_utc
 
 BINS, LEVELS = 10, 500
+# Quantiles of fewer customers per bin vary so much themselves that alarms come too often.
+CUSTOMERS_PER_BIN, FEWEST_BINS = 100, 3
 # Pearson's rule: with fewer expected in a bin of the smaller sample, neighbours are merged.
 LEAST_EXPECTED = 5.0
 ALPHA = 0.01
@@ -169,7 +171,8 @@ class _Test:
 
 def profile_features(frame: pd.DataFrame, customers: int, frozen: FrozenValues) -> FeatureProfile:
     """The training profile: `frame` has a row per exposure and a column per feature."""
-    features = {str(name): _bins(frame[name]) for name in frame.columns}
+    bins = max(FEWEST_BINS, min(BINS, customers // CUSTOMERS_PER_BIN))
+    features = {str(name): _bins(frame[name], bins) for name in frame.columns}
     return FeatureProfile(len(frame), customers, frozen, features)
 
 
@@ -220,14 +223,14 @@ def _numbers(values: pd.Series[Any]) -> npt.NDArray[np.float64]:
     return values.to_numpy(dtype=np.float32).astype(np.float64)
 
 
-def _bins(values: pd.Series[Any]) -> FeatureBins:
+def _bins(values: pd.Series[Any], bins: int) -> FeatureBins:
     known = values.dropna()
     missing = len(values) - len(known)
     if pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
         numbers = _numbers(known)
         edges = np.array([])
         if len(numbers):
-            shares = np.arange(1, BINS) / BINS
+            shares = np.arange(1, bins) / bins
             edges = np.unique(np.quantile(numbers, shares, method="inverted_cdf"))
         codes = np.searchsorted(edges, numbers, side="left")
         counts = np.bincount(codes, minlength=len(edges) + 1)

@@ -21,6 +21,7 @@ from mlflow.types import ColSpec, DataType, Schema
 
 from features.config import Config
 from features.tables import Tables
+from training.data_quality import FEATURE_PROFILE, PAGE, data_quality, feature_profile
 from training.dataset import Dataset
 from training.diagnostics import Diagnostics
 from training.evaluate import DECIDING_METRIC, Candidate, Evaluation
@@ -112,6 +113,8 @@ def log_training(
         mlflow.log_params(_params(config))
         mlflow.log_input(_dataset_input(tables, dataset, config), context="training")
         mlflow.log_metrics(_parent_metrics(tables, dataset, evaluation, diagnostics, verdict))
+        _log_data(tables, config)
+        mlflow.log_dict(feature_profile(dataset).to_json(), FEATURE_PROFILE)
         for name, figure in figures.items():
             mlflow.log_figure(figure, f"figures/{name}")
         mlflow.log_dict(
@@ -158,12 +161,19 @@ def log_value_training(
         mlflow.log_params(_params(config))
         mlflow.log_input(_input(tables, config, {}), context="training")
         mlflow.log_metrics(_row_counts(tables))
+        _log_data(tables, config)
         for name, figure in figures.items():
             mlflow.log_figure(figure, f"figures/{name}")
         mlflow.log_dict({"values": values_json(values)}, "report.json")
         mlflow.log_dict(json.loads(config.model_dump_json()), "config.json")
         _log_values(values, figures)
         return _register(client, run.info.run_id, config, served)
+
+
+def _log_data(tables: Tables, config: Config) -> None:
+    quality = data_quality(tables, config)
+    mlflow.log_text(quality.html, PAGE)
+    mlflow.log_metrics(quality.metrics)
 
 
 def _tags(

