@@ -127,7 +127,7 @@ def _overview(profile: SourceProfile) -> str:
 
 def _table(table: TableProfile) -> str:
     parts = [f"<h2>{escape(table.name.capitalize())}</h2>"]
-    if table.days:
+    if table.span_days > 1:
         parts.append("<h3>Rows per day</h3>" + bars(table.days, gaps=not table.in_waves))
     if table.gaps:
         shown = ", ".join(
@@ -140,8 +140,10 @@ def _table(table: TableProfile) -> str:
         else:
             text += f"; the longest gaps: {shown}"
         parts.append(f"<p>{escape(text)}.</p>")
-    elif table.days:
+    elif table.span_days > 1:
         parts.append("<p class=ok>Every day of the range has rows.</p>")
+    elif table.days:
+        parts.append(f"<p>All rows are of one day, {min(table.days)}.</p>")
     if table.set_aside:
         rows = [
             (reason, REASONS.get(reason, "identical lines, dropped"), _n(n))
