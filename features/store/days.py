@@ -1,0 +1,217 @@
+"""The data files of a local day: its checked lines, and the sums of its share of every order.
+
+`lines`: the columns of the table transactions, then `_source` and `_file` (where the line came
+from: the column source, the digest of the file), `_order` (a number of the order, of this day
+alone), `_repeat` (it repeats an earlier line and does not count) and, per column of FIRSTS,
+`_first_<column>` (the first line of its order and day with this value).
+
+`orders`: one row per customer and order id: `_order`, customer_id, order_id, `order_at` (first
+purchase line), `since` (last line), is_return and orders.STATE, of the lines of this day. Merging
+the days of an order gives the order (`snapshot`).
+
+Rows are sorted by all columns, so the same rows give the same bytes, whenever they were taken in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import ibis
+import ibis.expr.types as ir
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from features.config import Config
+from features.contracts import TRANSACTIONS
+from features.localtime import EPOCH, Offsets
+from features.orders import STATE, line_facts, order_sums
+from features.store.manifest import Day
+
+COLUMNS = tuple(name for name in TRANSACTIONS.names if name != "source")
+FIRSTS = ("category", "channel")
+# Days are worked on together up to so many rows.
+MOST_ROWS = 2_000_000
+# An order's number is the day's, shifted, plus its rank in the day; no day's numbers begin at 0.
+SHIFT = 32
+_LINES = pa.schema(
+    [
+        *(
+            pa.field(
+                name,
+                {"time": pa.timestamp("us"), "number": pa.float64()}.get(
+                    TRANSACTIONS[name].kind, pa.string()
+                ),
+            )
+            for name in COLUMNS
+        ),
+        ("_source", pa.string()),
+        ("_file", pa.string()),
+        ("_order", pa.int64()),
+        ("_repeat", pa.bool_()),
+        *((f"_first_{name}", pa.bool_()) for name in FIRSTS),
+    ]
+)
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Lines of days that are to be written: a table of the connection.
+
+    It has COLUMNS, `_source`, `_file`, and `_day` (days since 1970-01-01).
+    """
+
+    backend: Any
+    table: str
+
+
+def iso(day: int) -> str:
+    """The date of days since 1970-01-01."""
+    return (EPOCH + timedelta(days=day)).isoformat()
+
+
+def number_of(day: str) -> int:
+    """Days since 1970-01-01 of a date."""
+    return (date.fromisoformat(day) - EPOCH).days
+
+
+def write_days(
+    rows: Rows, folder: Path, config: Config, offsets: Offsets, *, drop: bool
+) -> dict[str, Day]:
+    """Write the data files of every day in the rows; what they are, by date.
+
+    `drop`: identical lines are repeats that do not count. Nothing that exists is changed.
+    """
+    found: dict[str, Day] = {}
+    for first, last in _groups(rows):
+        lines = _sorted(rows, first, last)
+        day = _numbers(lines["_day"])
+        same = _same(lines, day)
+        start = ~_unchanged(lines, day, ("customer_id", "order_id"))
+        order = np.cumsum(start) - 1
+        of_day = np.searchsorted(day, day[start])
+        number = (day[start] + 2 << SHIFT) + np.arange(start.sum()) - order[of_day]
+        repeat = same if drop else np.zeros_like(same)
+        extra = {"_order": pa.array(number[order]), "_repeat": pa.array(repeat)}
+        extra |= {f"_first_{name}": pa.array(_firsts(order, lines[name])) for name in FIRSTS}
+        for name, values in extra.items():
+            lines = lines.append_column(name, values)
+        orders = _orders(rows, lines, config, offsets)
+        ids = lines.select(["customer_id", "order_id"]).filter(pa.array(start))
+        orders = ids.append_column("_order", pa.array(number)).join(orders, "_order")
+        orders = orders.sort_by("_order")
+        times = lines["transacted_at"].to_numpy()
+        lines = lines.select(_LINES.names).cast(_LINES)
+        of_orders = (_numbers(orders["_order"]) >> SHIFT) - 2
+        for one in np.unique(day):
+            low, high = np.searchsorted(day, [one, one + 1])
+            among = np.searchsorted(of_orders, [one, one + 1])
+            spare = int(same[low:high].sum())
+            found[iso(int(one))] = Day(
+                _written(lines.slice(low, high - low), folder, "lines", iso(int(one))),
+                _written(
+                    orders.slice(among[0], among[1] - among[0]), folder, "orders", iso(int(one))
+                ),
+                times[low:high].min().item(),
+                times[low:high].max().item(),
+                int(high - low) - (spare if drop else 0),
+                spare if drop else 0,
+                0 if drop else spare,
+            )
+    return found
+
+
+def _groups(rows: Rows) -> Iterator[tuple[int, int]]:
+    """First and last day of groups of days that are not too large together."""
+    counted = rows.backend.con.execute(
+        f"SELECT _day, count(*) FROM {rows.table} GROUP BY 1 ORDER BY 1"
+    ).fetchall()
+    first, total = 0, 0
+    for i, (_, n) in enumerate(counted):
+        if i > first and total + n > MOST_ROWS:
+            yield counted[first][0], counted[i - 1][0]
+            first, total = i, 0
+        total += n
+    if counted:
+        yield counted[first][0], counted[-1][0]
+
+
+def _sorted(rows: Rows, first: int, last: int) -> pa.Table:
+    columns = ", ".join((*COLUMNS, "_source", "_file"))
+    # The file comes last: of identical lines the one of the first digest counts.
+    return (
+        rows.backend.con.execute(
+            f"SELECT _day, {columns} FROM {rows.table} WHERE _day BETWEEN {first} AND {last} "
+            f"ORDER BY _day, customer_id, order_id, transacted_at, line_id, product_id, {columns}"
+        )
+        .to_arrow_table()
+        .combine_chunks()
+    )
+
+
+def _numbers(column: pa.ChunkedArray) -> Ints:
+    numbers: Ints = column.to_numpy().astype(np.int64)
+    return numbers
+
+
+def _unchanged(lines: pa.Table, day: Ints, columns: Sequence[str]) -> Bools:
+    """Whether each row has the same day and values as the row before it; NULL equals NULL."""
+    same = np.zeros(len(day), dtype=bool)
+    same[1:] = day[1:] == day[:-1]
+    for name in columns:
+        left, right = lines[name][1:], lines[name][:-1]
+        equal = pc.fill_null(pc.equal(left, right), False)
+        both = pc.and_(pc.is_null(left), pc.is_null(right))
+        same[1:] &= pc.or_(equal, both).to_numpy()
+    return same
+
+
+def _same(lines: pa.Table, day: Ints) -> Bools:
+    """Whether each row repeats the row before it; the rows are sorted by all columns."""
+    return _unchanged(lines, day, (*COLUMNS, "_source"))
+
+
+def _firsts(order: Ints, values: pa.ChunkedArray) -> Bools:
+    coded = pc.fill_null(values.combine_chunks().dictionary_encode().indices, -1)
+    code = coded.to_numpy().astype(np.int64)
+    _, first = np.unique(order * (code.max(initial=0) + 2) + code + 1, return_index=True)
+    found = np.zeros(len(order), dtype=bool)
+    found[first] = True
+    return found
+
+
+def _orders(rows: Rows, lines: pa.Table, config: Config, offsets: Offsets) -> pa.Table:
+    counted = ibis.memtable(lines.filter(pc.invert(lines["_repeat"])))
+    facts = line_facts(counted, config, offsets, frozenset(), keys=("_order",))
+    return rows.backend.to_pyarrow(part_sums(facts, ("_order",), config))
+
+
+def part_sums(facts: ir.Table, keys: Sequence[str], config: Config) -> ir.Table:
+    """Sums of lines: keys, order_at (first purchase line), since (last line), is_return, STATE."""
+    found = facts.group_by(list(keys)).agg(
+        order_at=facts["at"].min(where=facts.bought),
+        since=facts["at"].max(),
+        **order_sums(facts, config),
+    )
+    return found.select(*keys, "order_at", "since", "is_return", *STATE)
+
+
+def _written(table: pa.Table, folder: Path, kind: str, day: str) -> str:
+    """Write a data file under the name of its digest, unless it is there; its relative path."""
+    aside = folder / kind / f".{day}.{os.getpid()}"
+    pq.write_table(table, aside, compression="zstd", store_schema=False)
+    with aside.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    name = f"{kind}/{day}-{digest}.parquet"
+    os.replace(aside, folder / name)
+    return name

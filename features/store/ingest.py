@@ -1,0 +1,343 @@
+"""Taking in files of transactions: new, changed and removed ones, each day by itself.
+
+Only files that are new or changed are read. The days that their rows fall on, or fell on before,
+are written again from the lines that the store has of other files and from the new ones; every
+other day stays as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import ibis
+import pyarrow as pa
+
+from features.cleaning import PART, Cleaned, clean
+from features.config import Config
+from features.contracts import SQL_TYPES, TRANSACTIONS
+from features.errors import DataError
+from features.localtime import Offsets, local_day, utc_offsets
+from features.mapping import Raw
+from features.parsing import literal
+from features.quarantine import BadRows
+from features.store.days import COLUMNS, SHIFT, Rows, iso, write_days
+from features.store.manifest import (
+    KINDS,
+    Manifest,
+    TakenFile,
+    locked,
+    read_manifest,
+    settings_digests,
+    store_folder,
+    write_manifest,
+)
+from features.store.snapshot import Store
+
+# A file written so shortly before the manifest may have changed since within the same tick.
+RACY_NS = 2_000_000_000
+_TAKEN = "_store_taken"
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """What an ingest came to.
+
+    `files`: names of files of the source that are new, changed, moved, removed. `days` were
+    written. `again` says why everything was done again, if it was. `bad`: rows set aside now, by
+    reason, of `read` rows. `cleaned`: the counts of the whole store, as cleaning all files gives
+    them.
+    """
+
+    store: Store
+    files: Mapping[str, Sequence[str]]
+    days: Sequence[str]
+    again: str
+    read: int
+    bad: Mapping[str, int]
+    cleaned: Cleaned
+
+
+@dataclass(frozen=True)
+class Found:
+    """Files of a source beside what the store knows of them.
+
+    `sha256` and `stats` (size, time of modification) by name, in the order of the files; `paths` by
+    digest, one path each.
+    """
+
+    sha256: dict[str, str]
+    stats: dict[str, tuple[int, int]]
+    paths: dict[str, Path]
+
+    def unread(self, known: Manifest | None) -> dict[str, Path]:
+        """Contents that a state of the store does not have: digest -> path."""
+        there = {file.sha256 for file in known.files.values()} if known else set()
+        return {digest: path for digest, path in self.paths.items() if digest not in there}
+
+
+def find(files: Sequence[Path], config: Config) -> Found:
+    """Compare files with the store; a file of the same size and time is not read again.
+
+    Raises:
+        DataError: a file vanished, or the manifest of the store is damaged.
+    """
+    old = read_manifest(store_folder(config))
+    root = Path(str(config.source.path))
+    digests: dict[str, str] = {}
+    stats: dict[str, tuple[int, int]] = {}
+    paths: dict[str, Path] = {}
+    for file in files:
+        name = file.relative_to(root).as_posix() if file != root else file.name
+        try:
+            stat = file.stat()
+            stats[name] = stat.st_size, stat.st_mtime_ns
+            known = old.files.get(name) if old else None
+            if (
+                old is not None
+                and known is not None
+                and (known.size, known.time) == stats[name]
+                and known.time < old.written - RACY_NS
+            ):
+                digests[name] = known.sha256
+            else:
+                with file.open("rb") as stream:
+                    digests[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(
+                str(file),
+                expected="a file that can be read",
+                found=str(error.strerror or error),
+                remedy="Start again when the delivery is complete.",
+            ) from error
+        paths.setdefault(digests[name], file)
+    return Found(digests, stats, paths)
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """Rows read just now, in the table _TAKEN: counts and days of each file, by its digest."""
+
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    days: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
+
+
+def ingest(
+    backend: Any,
+    found: Found,
+    config: Config,
+    read: Callable[[Sequence[Path]], Raw],
+    *,
+    identities: bool,
+) -> Ingest:
+    """Bring the store up to date with its files, and make the view `transactions` of its lines.
+
+    Args:
+        backend: DuckDB backend of Ibis; with `identities`, has that table, clean and resolved.
+        found: of `find`.
+        read: makes files readable in the connection, with a column that says which file.
+
+    Raises:
+        DataError: a file cannot be used, or too many of its rows are bad; the store stays as it
+            was.
+        ConfigError: the store cannot be written.
+    """
+    folder = store_folder(config)
+    with locked(folder):
+        old = read_manifest(folder)
+        people = _digest_of_identities(backend) if identities else ""
+        cleaned = settings_digests(config, people, numbered=False)[0]
+        known = old if old is not None and old.settings[0] == cleaned else None
+        again = "" if known is old else "the settings or identities behind its lines changed"
+        taken = _take(backend, found, known, config, read, identities=identities)
+        files = _entries(found, known, taken)
+        _check_one_kind(files, identities=identities)
+        drop = config.source.drop_duplicates or any(f.numbered for f in files.values())
+        settings = settings_digests(config, people, numbered=drop)
+        days = dict(known.days) if known else {}
+        gone = [f for f in known.files.values() if f.sha256 not in found.paths] if known else []
+        affected = {day for own in (*taken.days.values(), *(f.days for f in gone)) for day in own}
+        if known is not None and settings != known.settings:
+            again = "the settings behind its sums of orders changed"
+            affected |= set(days)
+        _add_stored(
+            backend.con, [folder / days[d].lines for d in sorted(affected & set(days))], found
+        )
+        written = write_days(
+            Rows(backend, _TAKEN), folder, config, _offsets(backend.con, _TAKEN, config), drop=drop
+        )
+        backend.con.execute(f"DROP TABLE {_TAKEN}")
+        days = {day: value for day, value in days.items() if day not in affected} | written
+        new = Manifest(settings, people, drop, time.time_ns(), files, dict(sorted(days.items())))
+        _refuse_nothing(new, config)
+        if old is None or replace(new, written=old.written) != old:
+            write_manifest(new, folder)
+            _sweep(folder, new.data_files | (old.data_files if old else set()))
+        store = Store(backend, folder, new)
+        store.make_view("transactions")
+    bad = Counter[str]()
+    for counts in taken.counts.values():
+        bad.update(counts)
+    n = bad.pop("read", 0)
+    return Ingest(
+        store, _told(old, files), sorted(affected), again, n, bad, _counts(new, taken.given)
+    )
+
+
+def _digest_of_identities(backend: Any) -> str:
+    rows = backend.con.execute("SELECT * FROM identities ORDER BY ALL").fetchall()
+    return hashlib.sha256(repr(rows).encode()).hexdigest()
+
+
+def _take(
+    backend: Any,
+    found: Found,
+    known: Manifest | None,
+    config: Config,
+    read: Callable[[Sequence[Path]], Raw],
+    *,
+    identities: bool,
+) -> _Taken:
+    """Clean the files that the store does not know, into _TAKEN."""
+    con = backend.con
+    con.execute(f"DROP TABLE IF EXISTS {_TAKEN}")
+    unread = found.unread(known)
+    if not unread:
+        columns = [f"{name} {SQL_TYPES[TRANSACTIONS[name].kind]}" for name in COLUMNS]
+        columns += ["_source VARCHAR", "_file VARCHAR", "_day BIGINT"]
+        con.execute(f"CREATE TEMP TABLE {_TAKEN} ({', '.join(columns)})")
+        return _Taken()
+    digests = {str(path): digest for digest, path in unread.items()}
+    raw = read(list(unread.values()))
+    cleaned = clean(con, "transactions", raw, config, identities=identities)
+    assert cleaned is not None
+    assert cleaned.parts is not None
+    lines = backend.table("transactions")
+    which = ibis.memtable(pa.table({"path": list(digests), "digest": list(digests.values())}))
+    joined = lines.join(which, lines[PART] == which.path)
+    rows = joined.select(
+        *(lines[name] for name in COLUMNS),
+        _source=lines.source,
+        _file=which.digest,
+        _day=local_day(lines.transacted_at, _offsets(con, "transactions", config)),
+    )
+    backend.create_table(_TAKEN, rows, temp=True)
+    con.execute("DROP TABLE transactions")
+    pairs = con.execute(f"SELECT DISTINCT _file, _day FROM {_TAKEN} ORDER BY 1, 2").fetchall()
+    days: dict[str, tuple[str, ...]] = {}
+    for digest, day in pairs:
+        days[digest] = (*days.get(digest, ()), iso(day))
+    # A file without rows is known too.
+    counts: dict[str, dict[str, int]] = {digest: {"read": 0} for digest in unread}
+    for path, n in cleaned.parts.items():
+        counts[digests[path]] = dict(sorted(n.items()))
+    return _Taken(counts, days, cleaned.given)
+
+
+def _offsets(con: Any, table: str, config: Config) -> Offsets:
+    query = f"SELECT min(year(transacted_at)), max(year(transacted_at)) FROM {table}"
+    first, last = con.execute(query).fetchall()[0]
+    return utc_offsets(config.timezone, first or 1970, last or 1970)
+
+
+def _entries(found: Found, known: Manifest | None, taken: _Taken) -> dict[str, TakenFile]:
+    """The manifest's entries of the source's files, by name."""
+    stored = {file.sha256: file for file in known.files.values()} if known else {}
+    entries: dict[str, TakenFile] = {}
+    for name, digest in sorted(found.sha256.items()):
+        size, changed = found.stats[name]
+        if digest in taken.counts:
+            given = taken.given
+            entries[name] = TakenFile(
+                size,
+                changed,
+                digest,
+                taken.counts[digest],
+                taken.days.get(digest, ()),
+                numbered="line_id" in given,
+                sourced="source" in given,
+            )
+        else:
+            entries[name] = replace(stored[digest], size=size, time=changed)
+    return entries
+
+
+def _check_one_kind(files: Mapping[str, TakenFile], *, identities: bool) -> None:
+    """With identities, ids are read in one of two ways: by the column source, or without it."""
+    without = [name for name, file in files.items() if not file.sourced]
+    if identities and 0 < len(without) < len(files):
+        raise DataError(
+            "transactions.source",
+            expected="the column source in every file or in none, because there are identities",
+            found=f"{len(without)} of {len(files)} files without it",
+            remedy="Give these files the column, empty where the id is the customer's.",
+            keys=without,
+        )
+
+
+def _add_stored(con: Any, files: Sequence[Path], found: Found) -> None:
+    """Add the lines that the store has of these days, unless their file is gone."""
+    if not files:
+        return
+    listed = ", ".join(literal(str(file)) for file in files)
+    there = ", ".join(map(literal, found.paths))
+    con.execute(
+        f"INSERT INTO {_TAKEN} SELECT {', '.join(COLUMNS)}, _source, _file, "
+        f"(_order >> {SHIFT}) - 2 FROM read_parquet([{listed}]) WHERE _file IN ({there})"
+    )
+
+
+def _refuse_nothing(new: Manifest, config: Config) -> None:
+    if not new.days:
+        raise DataError(
+            "transactions",
+            expected="rows",
+            found=f"an empty table ({config.source.path})",
+            remedy="Export the table again, or take the file away.",
+        )
+
+
+def _sweep(folder: Path, names: set[str]) -> None:
+    """Remove data files that neither this state nor the one before it names."""
+    for kind in KINDS:
+        for path in (folder / kind).iterdir():
+            if f"{kind}/{path.name}" not in names:
+                path.unlink(missing_ok=True)
+
+
+def _told(old: Manifest | None, files: Mapping[str, TakenFile]) -> dict[str, list[str]]:
+    before = old.files if old else {}
+    contents = {file.sha256 for file in before.values()}
+    told: dict[str, list[str]] = {"new": [], "changed": [], "moved": [], "removed": []}
+    for name, file in files.items():
+        if name not in before:
+            told["moved" if file.sha256 in contents else "new"].append(name)
+        elif before[name].sha256 != file.sha256:
+            told["changed"].append(name)
+    told["removed"] = [name for name in before if name not in files]
+    return told
+
+
+def _counts(state: Manifest, given: Iterable[str]) -> Cleaned:
+    """What cleaning all files comes to."""
+    read, bad = 0, Counter[str]()
+    for file in state.files.values():
+        read += file.counts["read"]
+        bad.update({reason: n for reason, n in file.counts.items() if reason != "read"})
+    days = state.days.values()
+    kept = sum(day.kept for day in days)
+    return Cleaned(
+        read,
+        kept,
+        tuple(BadRows(reason, "", n, ()) for reason, n in bad.most_common()),
+        # Of a file that was delivered twice every line is a repeat.
+        read - kept - bad.total(),
+        sum(day.identical for day in days),
+        frozenset(given),
+    )
