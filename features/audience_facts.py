@@ -34,6 +34,7 @@ from features.audience_language import (
 )
 from features.build import compute, present_tables
 from features.config import CONTROL, Config
+from features.engines import on_engine
 from features.frozen import FrozenValues
 from features.grains import Workbench
 from features.labels import LABEL_FEATURES, labels
@@ -113,13 +114,14 @@ def match(
     """
     leaves = list(dict.fromkeys(leaf for node in nodes.values() for leaf in _leaves(node)))
     unknown = {leaf: name for leaf in leaves if (name := _absent(leaf, tables))}
-    with Scratch(tables.con) as scratch:
+    there = on_engine(tables, config)
+    with Scratch(there.con) as scratch:
         loaded = load_spine(spine, config.timezone, scratch)
-        work = Workbench(tables, loaded, config, frozen, scratch)
+        work = Workbench(there, loaded, config, frozen, scratch)
         values, missing = _values(work, leaves, churn)
         wide = loaded.rows.select("row")
         if len(values.columns):
-            wide = _beside(wide, ibis.memtable(_arrow(values)))
+            wide = _beside(wide, scratch.load(_arrow(values)))
         counters: dict[Count, str] = {}
         for of in ("purchase", "event", "offer"):
             own = [n for n in leaves if isinstance(n, Count) and n.of == of and n not in unknown]
@@ -136,7 +138,7 @@ def match(
             f"met_{i}": _condition(node, wide, counters).name(f"met_{i}")
             for i, node in enumerate(nodes.values())
         }
-        found = wide.select("row", **conditions).to_pyarrow().sort_by("row")
+        found = scratch.fetch(wide.select("row", **conditions)).sort_by("row")
     met = {
         name: np.asarray(found[f"met_{i}"].to_numpy(), dtype=bool) for i, name in enumerate(nodes)
     }

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import ibis
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
 from features.config import Config
+from features.engines import on_engine
 from features.grains import Facts, Workbench
 from features.registry import (
     COLUMNS,
@@ -80,9 +80,10 @@ def build_features(
 
     columns: dict[str, pd.Series[Any]] = {}
     if computed:
-        with Scratch(tables.con) as scratch:
+        there = on_engine(tables, config)
+        with Scratch(there.con) as scratch:
             loaded = load_spine(spine, config.timezone, scratch)
-            work = Workbench(tables, loaded, config, frozen, scratch)
+            work = Workbench(there, loaded, config, frozen, scratch)
             columns = compute(work, computed)
     for name in wanted:
         if name in missing:
@@ -130,7 +131,7 @@ def _of_features(
     """Features of features of the same row, one after the other: one may use the one before it."""
     known = {n: pa.array(v, from_pandas=True) for n, v in columns.items() if v.dtype != object}
     row = np.arange(work.spine.size)
-    wide = ibis.memtable(pa.table({"row": row, "today": work.spine.today, **known}))
+    wide = work.scratch.load(pa.table({"row": row, "today": work.spine.today, **known}))
     for f in features:
         wide = wide.mutate(**{f.name: f.build(Facts(wide, work.frozen, work.config))})
         if f.none is not None:

@@ -329,7 +329,9 @@ class ServingConfig(Section):
 class Config(Section):
     name: Id = Field(description="MLflow experiment, registered model, and campaign")
     source: SourceConfig
-    engine: Literal["duckdb"] = Field("duckdb", description="where features are computed")
+    engine: Literal["duckdb", "spark"] = Field(
+        "duckdb", description="where features are computed; spark: docs/engines.md"
+    )
     features: FeaturesConfig = FeaturesConfig()
     segments: SegmentsConfig = SegmentsConfig()
     stage_clocks: dict[str, StageClockConfig] = Field(

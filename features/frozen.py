@@ -15,6 +15,7 @@ import pandas as pd
 from features.build import compute, present_tables
 from features.catalogue.response import PRIOR_OFFERS
 from features.config import Config
+from features.engines import on_engine
 from features.errors import DataError
 from features.grains import Workbench
 from features.prices import Prices, fit_prices
@@ -126,10 +127,12 @@ def fit_frozen(tables: Tables, at: datetime, config: Config) -> FrozenValues:
     spine = seen_customers(tables, moment)
     present = present_tables(tables, config)
     if len(spine) and "transactions" in present:
-        with Scratch(tables.con) as scratch:
+        there = on_engine(tables, config)
+        with Scratch(there.con) as scratch:
             loaded = load_spine(spine, config.timezone, scratch)
-            work = Workbench(tables, loaded, config, FrozenValues(), scratch)
-            between = gaps(work).days.median().to_pyarrow().as_py()
+            work = Workbench(there, loaded, config, FrozenValues(), scratch)
+            middle = scratch.fetch(gaps(work).agg(days=lambda gap: gap.days.median()))
+            between = middle["days"][0].as_py()
             if between is not None:
                 values["median_gap_days"] = _round(between)
             if "price_percentile_365d" in feature_names(config):

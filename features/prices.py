@@ -28,7 +28,8 @@ def fit_prices(work: Workbench) -> Prices:
     """
     items = work.items.filter(work.items.category.notnull() & (work.items.units > 0))
     priced = items.select("category", price=(items.paid + items.discount) / items.units)
-    counted = priced.group_by(["category", "price"]).agg(n=priced.count()).to_pyarrow()
+    counted = priced.group_by(["category", "price"]).agg(n=priced.count())
+    counted = work.scratch.fetch(counted)
     coded = _one(counted["category"]).dictionary_encode()
     names = np.array(coded.dictionary.to_pylist(), dtype=object)
     category = coded.indices.to_numpy()
@@ -77,7 +78,7 @@ def _looked_up(prices: Prices) -> Any:
     padded = np.append(every, np.inf)
     keyed = np.append(key, -1)
 
-    def look_up(category: Any, price: Any) -> pa.Array:
+    def look_up(category: pa.Array, price: pa.Array) -> pa.Array:
         coded = _one(category).dictionary_encode()
         codes = np.array([known.get(name, -1) for name in coded.dictionary.to_pylist()] + [-1])
         code = codes[coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]

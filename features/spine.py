@@ -22,6 +22,7 @@ import pandas as pd
 import pyarrow as pa
 
 from features.config import Config
+from features.engines import engine_of
 from features.errors import DataError
 from features.localtime import local_days
 from features.tables import Tables
@@ -53,30 +54,36 @@ def seen_before(time: ir.Value, as_of: Any) -> ir.Value:
 
 @dataclass
 class Scratch:
-    """Intermediate relations, kept as temporary tables of one connection until the block ends."""
+    """Intermediate relations and functions of one connection, until the block ends."""
 
     con: Any
     names: list[str] = field(default_factory=list)
-    functions: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.engine = engine_of(self.con)
+
+    def load(self, table: pa.Table) -> ir.Table:
+        """A small table of the driver as a relation."""
+        return self.engine.load(table, self._name())
 
     def keep(self, relation: ir.Table) -> ir.Table:
         """Compute a relation once; what is built on it reads the result."""
-        name = f"_features_{next(_serial)}"
-        self.names.append(name)
-        return self.con.create_table(name, relation, temp=True)
+        return self.engine.keep(relation, self._name())
 
     def fetch(self, relation: ir.Table) -> pa.Table:
         """The rows of a relation, in any order."""
-        return self.con.to_pyarrow(relation)
+        return self.engine.fetch(relation)
 
     def function(
         self, look_up: Callable[..., Any], takes: tuple[type, ...], gives: type
     ) -> Callable[..., ir.Value]:
-        """A function over Arrow arrays, for use in expressions until the block ends."""
-        name = f"_features_{next(_serial)}"
-        made = ibis.udf.scalar.pyarrow(look_up, name=name, signature=(takes, gives))
-        self.functions.append(name)
-        return made
+        """A function over Arrow arrays (so annotated), for use in expressions until the block
+        ends."""
+        return self.engine.function(look_up, f"_features_{next(_serial)}", takes, gives)
+
+    def _name(self) -> str:
+        self.names.append(f"_features_{next(_serial)}")
+        return self.names[-1]
 
     def __enter__(self) -> Scratch:
         return self
@@ -88,7 +95,7 @@ class Scratch:
         trace: TracebackType | None,
     ) -> None:
         for name in self.names:
-            self.con.raw_sql(f'DROP TABLE IF EXISTS "{name}"')
+            self.engine.drop(name)
         self.names.clear()
 
 
@@ -142,20 +149,20 @@ def load_spine(frame: pd.DataFrame, zone: str, scratch: Scratch) -> Spine:
     rows = pa.table(
         {
             "row": np.arange(len(frame), dtype=np.int64),
-            "customer": codes.astype(np.int64),
+            "customer": codes.astype(np.int32),
             "as_of": pa.array(times, type=pa.timestamp("us")),
             "today": today,
         }
     )
     customers = pa.table(
         {
-            "customer": np.arange(len(ids), dtype=np.int64),
+            "customer": np.arange(len(ids), dtype=np.int32),
             "customer_id": pa.array(list(ids), type=pa.string()),
         }
     )
     return Spine(
-        scratch.keep(ibis.memtable(rows)),
-        scratch.keep(ibis.memtable(customers)),
+        scratch.keep(scratch.load(rows)),
+        scratch.keep(scratch.load(customers)),
         times.max().item() if len(times) else datetime(1970, 1, 1),
         int(today.min()) if len(today) else 0,
         single=len(ids) == len(frame) > 0 and bool(times.min() == times.max()),

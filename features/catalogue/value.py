@@ -31,7 +31,9 @@ def spend_trend_90d(o: Facts) -> ir.Value:
     doc="Last gap between order days ÷ median of the earlier gaps; at least two gaps.",
 )
 def interval_trend_ratio(g: Facts) -> ir.Value:
-    return g.ratio(g.days.max(where=g.last), g.days.median(where=~g.last))
+    # Not `median(where=...)`: Ibis writes that for Spark so that Spark refuses it.
+    earlier = ibis.ifelse(g.last, ibis.null("int64"), g.days)
+    return g.ratio(g.days.max(where=g.last), earlier.median())
 
 
 @feature(
