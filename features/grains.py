@@ -23,6 +23,7 @@ from features.tables import Tables
 
 if TYPE_CHECKING:
     from features.frozen import FrozenValues
+    from features.store.snapshot import Moment
 
 
 class Workbench:
@@ -47,37 +48,48 @@ class Workbench:
         return utc_offsets(self.config.timezone, min(years), max(years))
 
     @cached_property
+    def stored(self) -> Moment | None:
+        """What the incremental store has ready for the single moment of the spine."""
+        if self.tables.store is None:
+            return None
+        return self.tables.store.before(self.spine, self.config, self.offsets, self.scratch)
+
+    @cached_property
     def lines(self) -> ir.Table:
-        """Purchase and return lines, with the number of their order if it has several."""
+        """Purchase and return lines, with the number of their order if it has several; from a
+        store, return lines alone."""
         assert self.tables.transactions is not None, "order features need transactions"
-        lines = self.scratch.keep(
-            order_lines(
-                self.tables.transactions,
-                self.spine,
-                self.config,
-                self.offsets,
-                self.tables.absent,
-            )
+        if self.stored is not None:
+            return self.stored.returns
+        lines, constants = order_lines(
+            self.tables.transactions, self.spine, self.config, self.offsets, self.tables.absent
         )
-        return self.scratch.keep(numbered(lines, self.scratch.keep(shared_orders(lines))))
+        shared = self.scratch.keep(shared_orders(lines))
+        return self.scratch.keep(numbered(lines, shared)).mutate(**constants)
 
     @cached_property
     def versions(self) -> ir.Table:
-        """States of orders of several lines, in time."""
+        """States of orders of several lines, in time; from a store, of all orders."""
+        if self.stored is not None:
+            return self.stored.versions
         made = only_versions if self.spine.single else order_versions
         return self.scratch.keep(made(self.lines, self.config, self.offsets))
 
     @cached_property
     def valued(self) -> tuple[ir.Table, ir.Table]:
         """Purchase lines of valid orders: alone in their order, and the others."""
-        single, several = order_items(self.lines, self.versions)
+        if self.stored is not None:
+            single, several = self.stored.valued
+        else:
+            single, several = order_items(self.lines, self.versions)
         return single, self.scratch.keep(several)
 
     @cached_property
     def items(self) -> ir.Table:
         """Purchase lines of valid orders; see `orders.order_items`."""
         single, several = self.valued
-        return single.union(several.drop("version"), distinct=False)
+        shared = several.drop("version")
+        return single.select(*shared.columns).union(shared, distinct=False)
 
     @cached_property
     def history(self) -> ir.Table:

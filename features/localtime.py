@@ -56,7 +56,7 @@ def utc_offsets(name: str, first_year: int, last_year: int) -> Offsets:
 
 def local_day(time: ir.Value, offsets: Offsets) -> ir.Value:
     """Local date of naive UTC times, as whole days since 1970-01-01."""
-    return _local_seconds(time, offsets) // DAY
+    return (_local_seconds(time, offsets) // DAY).cast("int32")
 
 
 def local_hour(time: ir.Value, offsets: Offsets) -> ir.Value:

@@ -48,13 +48,14 @@ def kind_bits(config: Config) -> dict[str, int]:
 
 def order_lines(
     transactions: ir.Table, spine: Spine, config: Config, offsets: Offsets, absent: Set[str]
-) -> ir.Table:
+) -> tuple[ir.Table, dict[str, ir.Value]]:
     """Purchase and return lines of the spine's customers, before its latest moment.
 
     Columns: customer (code), order_id, at, day (local), bought (is a purchase line), is_return,
     OF_LINES, and STATE of the line by itself (money in millionths; linked: returned amount,
     negative; kinds: bits of `kind_bits`; threshold: of a threshold_off coupon, millionths).
-    `absent`: columns of the transactions that hold nothing, as `transactions.channel`.
+    `absent`: columns of the transactions that hold nothing, as `transactions.channel`. Columns that
+    are one constant therefore come apart, for they need not be kept for every line.
     """
     t = transactions.join(spine.customers, "customer_id")
     t = t.filter(seen_before(t.transacted_at, spine.latest))
@@ -80,33 +81,48 @@ def line_facts(
     t = t.filter(t.bought | t.is_return)
     amount = micros(t.amount)
 
+    nothing: dict[str, ir.Value] = {
+        name: ibis.null("string") for name in OF_LINES if f"transactions.{name}" in absent
+    }
+
     def holds(column: str, values: list[str]) -> ir.Value:
-        if f"transactions.{column}" in absent or not values:
-            return ibis.literal(False)
         return (t.bought & t[column].isin(values)).fill_null(False)
 
-    kinds: ir.Value = ibis.literal(0, type="int64")
-    for kind, bit in kind_bits(config).items():
-        of_kind = [o.coupon_id for o in config.offers if o.kind == kind]
-        kinds = kinds + holds("coupon_id", of_kind).cast("int64") * bit
-    threshold: ir.Value = ibis.null("float64")
-    for offer in config.offers:
-        if offer.kind == "threshold_off":
-            limit = float(offer.params["threshold"]) * MICRO
-            threshold = ibis.ifelse(holds("coupon_id", [offer.coupon_id]), limit, threshold)
-    return t.select(
-        *keys,
+    marks: dict[str, ir.Value] = {}
+    bits = kind_bits(config)
+    if bits and "coupon_id" not in nothing:
+        by_kind = {k: [o.coupon_id for o in config.offers if o.kind == k] for k in bits}
+        marks["kinds"] = sum(
+            (holds("coupon_id", by_kind[k]).cast("int64") * bit for k, bit in bits.items()),
+            start=ibis.literal(0, type="int64"),
+        )
+        limit: ir.Value = ibis.null("float64")
+        for offer in config.offers:
+            if offer.kind == "threshold_off":
+                own = float(offer.params["threshold"]) * MICRO
+                limit = ibis.ifelse(holds("coupon_id", [offer.coupon_id]), own, limit)
+        marks["threshold"] = limit.cast("float64")
+    else:
+        nothing |= {"kinds": ibis.literal(0, type="int64"), "threshold": ibis.null("float64")}
+    for name, column, values in (
+        ("online", "channel", config.features.online_channels),
+        ("mobile", "payment_method", config.features.mobile_payments),
+    ):
+        if values and column not in nothing:
+            marks[name] = holds(column, values)
+        else:
+            nothing[name] = ibis.literal(False)
+    lines = t.select(
+        *KEY,
         *("at", "bought", "is_return", "units"),
-        *OF_LINES,
+        *(name for name in OF_LINES if name not in nothing),
         day=local_day(t["at"], offsets),
         paid=ibis.ifelse(t.bought, amount, 0.0),
         linked=ibis.ifelse(t.bought, 0.0, amount),
         discount=ibis.ifelse(t.bought, micros(t.discount.fill_null(0.0)), 0.0),
-        kinds=kinds.cast("int64"),
-        threshold=threshold.cast("float64"),
-        online=holds("channel", config.features.online_channels),
-        mobile=holds("payment_method", config.features.mobile_payments),
+        **marks,
     )
+    return lines, nothing
 
 
 def shared_orders(lines: ir.Table) -> ir.Table:
@@ -246,24 +262,32 @@ def order_items(lines: ir.Table, versions: ir.Table) -> tuple[ir.Table, ir.Table
     bought = lines.filter(lines.bought)
     alone = bought.filter(bought.order.isnull())
     single = _facts(alone, valid=True).mutate(order_paid=alone.paid).select(*ITEM, *OF_ITEMS)
+    return single, shared_items(bought, versions)
+
+
+def shared_items(bought: ir.Table, versions: ir.Table) -> ir.Table:
+    """Purchase lines of valid orders once per version of their order; see `order_items`."""
     valid = versions.filter(versions.valid)
     valid = valid.mutate(order_paid=valid.paid)
     joined = bought.inner_join(valid, [bought.order == valid.order, bought["at"] <= valid.since])
-    several = joined.select(
+    return joined.select(
         version=valid.version,
         **{name: valid[name] for name in ITEM},
         **{name: bought[name] for name in OF_ITEMS},
     )
-    return single, several
 
 
 def order_values(single: ir.Table, several: ir.Table, value: str) -> ir.Table:
     """Distinct non-null values of a column over each order's lines, as facts.
 
+    `single` may have `first_<value>`: which lines count where an order has several of them.
     Columns: customer, order_at, day, since, until, value.
     """
     shared = ("customer", "order_at", "day", "since", "until")
-    alone = single.filter(single[value].notnull()).select(*shared, value=value)
+    alone = single.filter(single[value].notnull())
+    if f"first_{value}" in alone.columns:
+        alone = alone.filter(alone[f"first_{value}"])
+    alone = alone.select(*shared, value=value)
     valued = several.filter(several[value].notnull())
     valued = valued.select("version", *shared, value=value)
     # All else is constant within a version; grouping by fewer columns is faster.
