@@ -68,7 +68,7 @@ def line_facts(
     offsets: Offsets,
     absent: Set[str],
     keys: tuple[str, ...] = KEY,
-) -> ir.Table:
+) -> tuple[ir.Table, dict[str, ir.Value]]:
     """What each line of the transactions says by itself; `keys` are columns that stay.
 
     Columns: keys, and those of `order_lines` after them.
@@ -113,7 +113,7 @@ def line_facts(
         else:
             nothing[name] = ibis.literal(False)
     lines = t.select(
-        *KEY,
+        *keys,
         *("at", "bought", "is_return", "units"),
         *(name for name in OF_LINES if name not in nothing),
         day=local_day(t["at"], offsets),
