@@ -167,21 +167,18 @@ def _units(tables: Tables, name: str, found: Problems) -> None:
 
 
 def _who(tables: Tables, name: str, total: int, found: Problems) -> None:
-    customers, orders = rows(
-        tables, f"SELECT count(DISTINCT customer_id), count(DISTINCT order_id) FROM {name}"
-    )[0]
-    shared, which = rows(
+    # Least and greatest instead of distinct counts per group, which take ten times as long.
+    customers, several = rows(
         tables,
-        "SELECT count(*), list(order_id)[:5] FROM (SELECT order_id FROM "
-        f"{name} GROUP BY 1 HAVING count(DISTINCT customer_id) > 1)",
+        "SELECT count(*), count(*) FILTER (low <> high) FROM (SELECT min(order_id) AS low, "
+        f"max(order_id) AS high FROM {name} GROUP BY customer_id)",
     )[0]
-    # In each other's place, every order stands under one customer; days that serve as order ids do
-    # not, and are few as well.
-    several = rows(
+    orders, shared, which = rows(
         tables,
-        f"SELECT count(*) FROM (SELECT customer_id FROM {name} GROUP BY 1 "
-        "HAVING count(DISTINCT order_id) > 1)",
-    )[0][0]
+        "SELECT count(*), count(*) FILTER (low <> high), min(order_id, 5) FILTER (low <> high) "
+        "FROM (SELECT order_id, min(customer_id) AS low, max(customer_id) AS high "
+        f"FROM {name} GROUP BY 1)",
+    )[0]
     if customers > orders and not several:
         found.add(
             "error",
@@ -224,13 +221,18 @@ def _who(tables: Tables, name: str, total: int, found: Problems) -> None:
 
 def _hours(tables: Tables, name: str, total: int, config: Config, found: Problems) -> None:
     zone = config.timezone.replace("'", "''")
-    local = f"(transacted_at AT TIME ZONE 'UTC') AT TIME ZONE '{zone}'"
-    dates, night, most, moment = rows(
+    # Offsets of zones are whole quarters of an hour, so the quarter says the local hour.
+    dates, night = rows(
         tables,
-        "SELECT count(*) FILTER (transacted_at = date_trunc('day', transacted_at)), "
-        f"count(*) FILTER (hour({local}) BETWEEN 1 AND 5), "
-        "(SELECT max(n) FROM (SELECT count(*) AS n FROM "
-        f"{name} GROUP BY transacted_at)), mode(transacted_at) FROM {name}",
+        "WITH q AS (SELECT CAST(floor(epoch(transacted_at) / 900) AS BIGINT) AS quarter, "
+        "count(*) AS n, count(*) FILTER (transacted_at = date_trunc('day', transacted_at)) AS "
+        f"dates FROM {name} GROUP BY 1) SELECT CAST(sum(dates) AS BIGINT), CAST(coalesce(sum(n) "
+        "FILTER (hour(to_timestamp(quarter * 900) AT TIME ZONE "
+        f"'{zone}') BETWEEN 1 AND 5), 0) AS BIGINT) FROM q",
+    )[0]
+    moment, most = rows(
+        tables,
+        f"SELECT transacted_at, count(*) FROM {name} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 1",
     )[0]
     if dates == total:
         found.add(

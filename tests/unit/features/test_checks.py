@@ -421,3 +421,15 @@ def test_the_command_ends_with_2_and_no_traceback(
     assert "transactions.amount" in out.out
     assert "exposures.arm" in out.out
     assert "Traceback" not in out.out + out.err
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "Asia/Kolkata", "America/New_York"])
+def test_the_hours_are_local(zone: str) -> None:
+    """Lines of 8 to 20 o'clock UTC are counted by the hour that they have in the zone."""
+    frames = good()
+    hours = frames["transactions"].transacted_at.dt.tz_convert(zone).dt.hour
+    night = int(hours.between(1, 5).sum())
+    save(frames)
+    found = [p.text for p in check(config(timezone=zone)) if p.where.endswith("transacted_at")]
+    told = any(f"{night} of {N} (" in text and f"o'clock in {zone}" in text for text in found)
+    assert told == (night > N / 4)
