@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from features.frozen import FrozenValues
 
 log = logging.getLogger(__name__)
+# Order lines times moments of one pass; more are built customer by customer in several.
+PART_LINES = 16_000_000
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,11 @@ def build_features(
     columns: dict[str, pd.Series[Any]] = {}
     if computed:
         there = on_engine(tables, config)
-        with Scratch(there.con) as scratch:
-            loaded = load_spine(spine, config.timezone, scratch)
-            work = Workbench(there, loaded, config, frozen, scratch)
-            columns = compute(work, computed)
+        parts = [
+            (rows, _build_part(there, spine.iloc[rows], computed, config, frozen))
+            for rows in _parts(there, spine)
+        ]
+        columns = {f.name: _together(f.name, parts, len(spine)) for f in computed}
     for name in wanted:
         if name in missing:
             columns[name] = _null(get(name), len(spine))
@@ -92,6 +95,44 @@ def build_features(
     data |= {n: spine[n].reset_index(drop=True) for n in config.features.given if n in spine}
     frame = pd.DataFrame(data, index=pd.RangeIndex(len(spine)))
     return FeatureFrame(frame, missing)
+
+
+def _parts(tables: Tables, spine: pd.DataFrame) -> list[npt.NDArray[np.int64]]:
+    """Rows of the spine by parts that fit into memory; a customer's rows stay together."""
+    every = np.arange(len(spine), dtype=np.int64)
+    if tables.transactions is None or len(spine) == 0 or "customer_id" not in spine:
+        return [every]
+    customers = pd.factorize(spine["customer_id"])[0]
+    moments = len(spine) / (customers.max() + 1) if customers.max() >= 0 else 1.0
+    lines = int(tables.transactions.count().to_pyarrow().as_py())
+    n = int(np.ceil(lines * moments / PART_LINES))
+    return [every] if n <= 1 else [np.flatnonzero(customers % n == i) for i in range(n)]
+
+
+def _build_part(
+    tables: Tables,
+    spine: pd.DataFrame,
+    features: Sequence[Feature],
+    config: Config,
+    frozen: FrozenValues,
+) -> dict[str, pd.Series[Any]]:
+    with Scratch(tables.con) as scratch:
+        loaded = load_spine(spine, config.timezone, scratch)
+        return compute(Workbench(tables, loaded, config, frozen, scratch), features)
+
+
+def _together(
+    name: str,
+    parts: Sequence[tuple[npt.NDArray[np.int64], dict[str, pd.Series[Any]]]],
+    size: int,
+) -> pd.Series[Any]:
+    """One column of all parts, which are emptied of it."""
+    if len(parts) == 1:
+        return parts[0][1].pop(name)
+    whole = np.empty(size, dtype=parts[0][1][name].dtype)
+    for rows, columns in parts:
+        whole[rows] = columns.pop(name).to_numpy()
+    return pd.Series(whole, dtype=whole.dtype)
 
 
 def present_tables(tables: Tables, config: Config) -> set[str]:

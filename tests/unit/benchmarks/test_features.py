@@ -24,12 +24,12 @@ def test_sql_pandas_and_ours_agree(
     features.check(results)
     assert len(results["sql"]["sums"]) == 20  # the customer's id is no number
     assert results["sql"]["sums"].keys() == results["pandas"]["sums"].keys()
+    assert results["sql"]["sums"].keys() == results["polars"]["sums"].keys()
     assert results["floor"]["sums"]["lines_read"] == 2000
-    assert results["core"]["sums"]["spend_365"] > 0
-    assert set(results["core"]["parts"]) == {
+    assert results["catalogue"]["sums"]["spend_365"] > 0
+    assert set(results["catalogue"]["parts"]) == {
         "tables read and checked",
-        "population values",
-        "core set",
+        "population values fitted",
     }
 
 

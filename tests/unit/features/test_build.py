@@ -8,7 +8,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from features.build import build_features
+from features.build import _parts, build_features
 from features.config import Config
 from features.frozen import FrozenValues, fit_frozen
 from features.spine import all_customers
@@ -45,3 +45,18 @@ def test_worked_example_numbers(built: pd.DataFrame, name: str) -> None:
 @pytest.mark.parametrize("name", EXPECTED_TEXT)
 def test_worked_example_texts(built: pd.DataFrame, name: str) -> None:
     assert built[name].tolist() == EXPECTED_TEXT[name]
+
+
+@pytest.mark.parametrize("lines", [2, 7])
+def test_customers_in_several_passes_over_the_lines(
+    example: Tables, example_config: Config, monkeypatch: pytest.MonkeyPatch, lines: int
+) -> None:
+    spine = all_customers(example, AS_OF, example_config)
+    later = spine.assign(as_of=spine["as_of"] + pd.Timedelta(days=3))
+    both = pd.concat([spine, later], ignore_index=True)
+    names = ["order_days_total", "spend_365d", "overdue_ratio", "kind_favourite_365d"]
+    whole = build_features(example, both, names, example_config, FROZEN).frame
+    monkeypatch.setattr("features.build.PART_LINES", lines)
+    assert len(_parts(example, both)) > 3
+    parts = build_features(example, both, names, example_config, FROZEN).frame
+    pd.testing.assert_frame_equal(parts, whole, check_exact=True)
