@@ -5,7 +5,7 @@ Ten million order lines pass through DuckDB once; nothing is held in pandas.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,13 +30,15 @@ from features.quarantine import (
 # Which column names the row in a message, per table.
 ROW_KEYS = {"transactions": "order_id", "events": "event_id", "identities": "source_customer_id"}
 WORK = ("_row", "_reason", "_value", "_original")
+PART = "_part"
 
 
 @dataclass(frozen=True)
 class Cleaned:
     """What cleaning a table came to: `read` = `kept` + rows in `bad` + `dropped`.
 
-    `identical`: kept order lines that repeat an earlier one in every column.
+    `identical`: kept order lines that repeat an earlier one in every column. `given`: canonical
+    columns that the raw table has. `parts`: per file (`Raw.part`) `read` and one number per reason.
     """
 
     read: int
@@ -44,6 +46,8 @@ class Cleaned:
     bad: tuple[BadRows, ...] = ()
     dropped: int = 0
     identical: int = 0
+    given: frozenset[str] = frozenset()
+    parts: Mapping[str, Mapping[str, int]] | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -156,6 +160,8 @@ def _load(
         )
         last = "_once"
     names = [_filled(field.column) for field in fields]
+    if raw.part:
+        names.append(f"{alias[raw.part]} AS {PART}")
     texts = ", ".join(f"CAST({short} AS VARCHAR)" for short in alias.values())
     # Joins and windows lose the order of the file, which names the first of two equal ids.
     order = "ORDER BY _row" if identities or contract.unique else ""
@@ -199,7 +205,8 @@ def _settle(
             found=f"an empty table ({raw.origin})",
             remedy="Export the table again, or take the file away.",
         )
-        if table in ("transactions", "exposures"):
+        # A day without sales is no fault.
+        if table in ("transactions", "exposures") and not raw.part:
             fail(problems, fail_empty)
             return None
     found = bad_rows(con, table, ROW_KEYS.get(table, "customer_id"))
@@ -222,14 +229,34 @@ def _settle(
         merged = table == "customers" and identities
         serious = [g for g in found if not (merged and g.reason == "duplicate_id")]
         judge(table, read, serious, config, problems)
+    parts = _by_part(con, table, raw) if raw.part else None
     con.execute(f"DELETE FROM {table} WHERE _reason IS NOT NULL")
-    dropped, identical = _repeats(con, table, fields, config)
+    dropped, identical = (0, 0) if raw.part else _repeats(con, table, fields, config)
     if problems is not None and table != "identities":
         report_sources(con, table, fields, identities, problems)
-    gone = [*WORK] if table == "identities" else [*WORK, "source"]
+    gone = [*WORK] if table == "identities" or raw.part else [*WORK, "source"]
     for column in gone:
         con.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-    return Cleaned(read, _count(con, table), tuple(found), dropped, identical)
+    given = frozenset(f.column.name for f in fields if not f.absent)
+    return Cleaned(read, _count(con, table), tuple(found), dropped, identical, given, parts)
+
+
+def _by_part(con: Any, table: str, raw: Raw) -> dict[str, dict[str, int]]:
+    """Rows read of each file, and how many were set aside for which reason."""
+    query = f"SELECT {PART}, split_part(_reason, ':', 1), count(*) FROM {table} GROUP BY 1, 2"
+    rows = con.execute(query).fetchall()
+    if raw.rejected:
+        query = (
+            f"SELECT {quote(str(raw.part))}, 'bad_line', count(*) FROM {raw.rejected} GROUP BY 1"
+        )
+        rows += con.execute(query).fetchall()
+    found: dict[str, dict[str, int]] = {}
+    for part, reason, n in rows:
+        counts = found.setdefault(part, {"read": 0})
+        counts["read"] += n
+        if reason:
+            counts[reason] = counts.get(reason, 0) + n
+    return found
 
 
 def _count(con: Any, relation: str | None) -> int:

@@ -102,6 +102,11 @@ class SourceConfig(Section):
         "(campaign_id, assigned_at)",
     )
     drop_duplicates: bool = Field(False, description="drop identical order lines, counted")
+    incremental: bool = Field(
+        False,
+        description="files: keep the checked transactions per day in data/store and read only "
+        "files that are new or changed (docs/ingest.md)",
+    )
     max_bad_share: Share = Field(0.01, description="share of bad rows above which the job stops")
     as_of: Moment = Field(
         "now",

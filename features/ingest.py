@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import ibis
 
 from features.cleaning import Cleaned, clean
 from features.config import CONTROL, Config
+from features.contracts import CONTRACTS
 from features.errors import DataError, InputError
 from features.identities import check_used, resolve
 from features.mapping import Raw, named_columns
@@ -32,8 +33,13 @@ def checked_tables(
     simulated: bool = False,
     notes: Sequence[str] = (),
     problems: Problems | None = None,
+    take_in: Callable[[bool], Cleaned] | None = None,
+    only: Collection[str] = tuple(CONTRACTS),
 ) -> Tables:
     """Clean every raw table and return them; the way of all sources that read foreign data.
+
+    `take_in` makes the table transactions in place of cleaning its raw table; it is told whether
+    there are identities to apply. Tables that are not in `only` are left alone.
 
     Raises DataError or ConfigError; with `problems`, collects them and returns what could be read.
     """
@@ -41,12 +47,16 @@ def checked_tables(
     cleaned: dict[str, Cleaned] = {}
     with_identities = False
     for name in ("identities", "transactions", "exposures", "customers", "events"):
-        if name not in raws:
+        stored = take_in is not None and name == "transactions"
+        if name not in only or (name not in raws and not stored):
             continue
         try:
-            result = clean(
-                con, name, raws[name], config, identities=with_identities, problems=problems
-            )
+            if take_in is not None and stored:
+                result: Cleaned | None = take_in(with_identities)
+            else:
+                result = clean(
+                    con, name, raws[name], config, identities=with_identities, problems=problems
+                )
             if result is not None and name == "identities":
                 with_identities = result.kept > 0 and resolve(con, raws, config, problems)
         except InputError as error:

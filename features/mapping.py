@@ -25,7 +25,9 @@ class Raw:
 
     `relation` is a table, a view or a table function. `rejected` names a relation with a column
     `csv_line`: lines that could not be split into fields. `embedded`: data of ours, whose further
-    columns are no surprise.
+    columns are no surprise. `part` names a column that says which file a row is of (`rejected` has
+    it too); with it, identical lines and the column source stay, because they are judged together
+    with those of other files.
     """
 
     relation: str
@@ -33,6 +35,7 @@ class Raw:
     csv: bool = False
     rejected: str | None = None
     embedded: bool = False
+    part: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def find_fields(
         found = find(Column(name, "text", "named by the configuration"))
         if not found.absent:
             fields.append(_extra(con, found, raw, config))
-    used = {f.raw for f in fields}
+    used = {*(f.raw for f in fields), raw.part}
     unused = [name for name in types if name not in used]
     if unused:
         level = logging.INFO if raw.embedded else logging.WARNING

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ibis.expr.types as ir
 
 from features.config import Config
 from features.errors import DataError
+
+if TYPE_CHECKING:
+    from features.store.snapshot import Store
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class Tables:
     were set aside; the latter two sum to `read`. `identical_lines` counts order lines that repeat
     an earlier one in every column and were kept. `absent` names optional columns that the source
     lacks, as `transactions.category`; they are NULL in the table. `digest` identifies the data.
-    `notes` are sentences that belong into every report on this data.
+    `notes` are sentences that belong into every report on this data. `store` holds sums of the
+    transactions per day, for one moment of many customers.
     """
 
     con: Any
@@ -35,6 +39,7 @@ class Tables:
     notes: tuple[str, ...] = ()
     identical_lines: int = 0
     absent: frozenset[str] = frozenset()
+    store: Store | None = None
 
 
 def time_range(tables: Tables, names: tuple[str, ...]) -> tuple[datetime, datetime] | None:

@@ -10,12 +10,13 @@ import io
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from features.cleaning import unreadable
+from features.cleaning import Cleaned, unreadable
 from features.config import Config
 from features.contracts import CONTRACTS
 from features.errors import ConfigError, DataError
@@ -24,6 +25,7 @@ from features.mapping import Raw
 from features.parsing import literal, quote
 from features.problems import Problems, fail
 from features.sources.base import source
+from features.store import Ingest, find, ingest
 from features.tables import Tables
 
 LOG = logging.getLogger("features.sources")
@@ -43,8 +45,78 @@ class FilesSource:
         """The checked tables of the folder `source.path`.
 
         The digest covers the bytes of the files and how the configuration maps them, so the same
-        rows in another format have another digest. Raises DataError, ConfigError.
+        rows in another format have another digest. With `source.incremental` the transactions come
+        from the store, which is brought up to date first; a check (`problems`) reads every file.
+        Raises DataError, ConfigError.
         """
+        config = self.config
+        parts = self._parts(problems)
+        if config.source.incremental and problems is None and "transactions" in parts:
+            return self._stored(parts, list(CONTRACTS))[0]
+        backend = connect()
+        raws: dict[str, Raw] = {}
+        for table, files in parts.items():
+            try:
+                raws[table] = read_raw(backend.con, table, files)
+            except DataError as error:
+                fail(problems, error)
+        contents = {table: [_sha256(file) for file in files] for table, files in parts.items()}
+        self._check_delivered_once(backend.con, parts, contents, problems)
+        digest = _digest(contents, config)
+        tables = checked_tables(backend, raws, config, digest=digest, problems=problems)
+        forget_csv(backend.con)
+        return tables
+
+    def ingest(self) -> Ingest:
+        """Bring the store of transactions up to date with the files.
+
+        Raises DataError, ConfigError; the store is then what it was.
+        """
+        parts = self._parts(None)
+        if "transactions" not in parts:
+            raise DataError(
+                str(self.config.source.path),
+                expected="transactions",
+                found="none",
+                remedy="Only transactions are taken in; other tables are read where they are.",
+            )
+        return self._stored(parts, ["identities", "transactions"])[1]
+
+    def _stored(self, parts: dict[str, list[Path]], only: Sequence[str]) -> tuple[Tables, Ingest]:
+        """The tables in `only`, the transactions from the store; and what was taken in."""
+        config, files = self.config, parts["transactions"]
+        backend = connect()
+        found = find(files, config)
+        others = {table: own for table, own in parts.items() if table in only}
+        contents = {
+            t: [_sha256(f) for f in own] for t, own in others.items() if t != "transactions"
+        }
+        contents["transactions"] = list(found.sha256.values())
+        self._check_delivered_once(backend.con, others, contents, None)
+        # Whether ids need their source is for all tables to say.
+        needed = parts if "identities" in parts else others
+        raws = {
+            t: read_raw(backend.con, t, own) for t, own in needed.items() if t != "transactions"
+        }
+        if "identities" in parts:
+            raws["transactions"] = read_raw(backend.con, "transactions", files[-1:])
+        taken: list[Ingest] = []
+
+        def read(unread: Sequence[Path]) -> Raw:
+            return read_raw(backend.con, "transactions", unread, part="taken_from")
+
+        def take_in(identities: bool) -> Cleaned:
+            taken.append(ingest(backend, found, config, read, identities=identities))
+            return taken[0].cleaned
+
+        tables = checked_tables(
+            backend, raws, config, digest=_digest(contents, config), take_in=take_in, only=only
+        )
+        forget_csv(backend.con)
+        return replace(tables, store=taken[0].store), taken[0]
+
+    def _parts(self, problems: Problems | None) -> dict[str, list[Path]]:
+        """The files of each table that is there."""
         config = self.config
         _check_tables_named(config, problems)
         folder = _folder(config)
@@ -57,28 +129,31 @@ class FilesSource:
                 found=there,
                 remedy="Name the files after the tables.",
             )
-        backend = connect()
-        raws: dict[str, Raw] = {}
-        for table, files in parts.items():
-            try:
-                raws[table] = read_raw(backend.con, table, files)
-            except DataError as error:
-                fail(problems, error)
-        dropped = config.source.drop_duplicates
-        contents = {table: [_sha256(file) for file in files] for table, files in parts.items()}
+        return parts
+
+    def _check_delivered_once(
+        self,
+        con: Any,
+        parts: dict[str, list[Path]],
+        contents: dict[str, list[str]],
+        problems: Problems | None,
+    ) -> None:
+        dropped = self.config.source.drop_duplicates
         once = {t: f for t, f in parts.items() if not (t == "transactions" and dropped)}
-        _check_delivered_once(backend.con, once, contents, problems)
-        digest = _digest(contents, config)
-        tables = checked_tables(backend, raws, config, digest=digest, problems=problems)
-        forget_csv(backend.con)
-        return tables
+        _check_delivered_once(con, once, contents, problems)
 
 
-def read_raw(con: Any, table: str, files: Sequence[Path], parquet: bool | None = None) -> Raw:
+def read_raw(
+    con: Any,
+    table: str,
+    files: Sequence[Path],
+    parquet: bool | None = None,
+    part: str | None = None,
+) -> Raw:
     """Make the files readable in the connection, all CSV columns as text, parts in name order.
 
-    `parquet` says the format; without it the suffix does. Raises DataError for a file that is not
-    of its format.
+    `parquet` says the format; without it the suffix does. `part` names a further column: the path
+    of the file. Raises DataError for a file that is not of its format.
     """
     origin = str(files[0] if len(files) == 1 else files[0].parent)
     if files[0].suffix == ".parquet" if parquet is None else parquet:
@@ -86,29 +161,31 @@ def read_raw(con: Any, table: str, files: Sequence[Path], parquet: bool | None =
             if file.stat().st_size == 0:
                 raise _empty(file)
         listed = ", ".join(literal(str(file)) for file in files)
-        relation = f"read_parquet([{listed}], union_by_name = true, binary_as_string = true)"
+        also = f", filename = {literal(part)}" if part else ""
+        relation = f"read_parquet([{listed}], union_by_name = true, binary_as_string = true{also})"
         try:
             con.execute(f"DESCRIBE SELECT * FROM {relation}")
         except duckdb.Error as error:
             raise unreadable(origin, error) from error
-        return Raw(relation, origin)
+        return Raw(relation, origin, part=part)
     rejected: list[str] = []
+    named = [f", {literal(str(file))} AS {quote(part)}" if part else "" for file in files]
     for i, file in enumerate(files):
-        part = f"_csv_{table}_{i}"
-        _load_csv(con, file, part)
+        loaded = f"_csv_{table}_{i}"
+        _load_csv(con, file, loaded)
         # A line can be wrong in more than one way; it is one line.
-        rejected.append(f"SELECT csv_line FROM {part}_bad GROUP BY line, csv_line")
-    if len(files) == 1:
+        rejected.append(f"SELECT csv_line{named[i]} FROM {loaded}_bad GROUP BY line, csv_line")
+    if len(files) == 1 and not part:
         relation = f"_csv_{table}_0"
     else:
         union = " UNION ALL BY NAME ".join(
-            f"SELECT * FROM _csv_{table}_{i}" for i in range(len(files))
+            f"SELECT *{named[i]} FROM _csv_{table}_{i}" for i in range(len(files))
         )
         relation = f"_csv_{table}"
         con.execute(f"CREATE OR REPLACE VIEW {relation} AS {union}")
     bad = f"_bad_{table}"
     con.execute(f"CREATE OR REPLACE VIEW {bad} AS {' UNION ALL '.join(rejected)}")
-    return Raw(relation, origin, csv=True, rejected=bad)
+    return Raw(relation, origin, csv=True, rejected=bad, part=part)
 
 
 def forget_csv(con: Any) -> None:

@@ -192,7 +192,8 @@ def _firsts(order: Ints, values: pa.ChunkedArray) -> Bools:
 
 def _orders(rows: Rows, lines: pa.Table, config: Config, offsets: Offsets) -> pa.Table:
     counted = ibis.memtable(lines.filter(pc.invert(lines["_repeat"])))
-    facts = line_facts(counted, config, offsets, frozenset(), keys=("_order",))
+    facts, constants = line_facts(counted, config, offsets, frozenset(), keys=("_order",))
+    facts = facts.mutate(**constants)
     return rows.backend.to_pyarrow(part_sums(facts, ("_order",), config))
 
 

@@ -113,7 +113,8 @@ class Moment:
         return self.scratch.keep(self._facts(own, KEY))
 
     def _facts(self, lines: ir.Table, keys: tuple[str, ...]) -> ir.Table:
-        return line_facts(lines, self.config, self.offsets, frozenset(), keys)
+        facts, constants = line_facts(lines, self.config, self.offsets, frozenset(), keys)
+        return facts.mutate(**constants)
 
     @cached_property
     def _parts(self) -> ir.Table:
@@ -153,7 +154,7 @@ class Moment:
         found = self._facts(before, ("customer",))
         if self._cut is not None:
             found = found.union(self._cut.drop("order_id"), distinct=False)
-        return found.filter(found.is_return).mutate(order=ibis.null("int64"))
+        return self.scratch.keep(found.filter(found.is_return).mutate(order=ibis.null("int64")))
 
     @cached_property
     def valued(self) -> tuple[ir.Table, ir.Table]:
