@@ -129,9 +129,10 @@ def _together(
     """One column of all parts, which are emptied of it."""
     if len(parts) == 1:
         return parts[0][1].pop(name)
-    whole = np.empty(size, dtype=parts[0][1][name].dtype)
-    for rows, columns in parts:
-        whole[rows] = columns.pop(name).to_numpy()
+    found = [(rows, columns.pop(name).to_numpy()) for rows, columns in parts]
+    whole = np.empty(size, dtype=found[0][1].dtype)
+    for rows, values in found:
+        whole[rows] = values
     return pd.Series(whole, dtype=whole.dtype)
 
 

@@ -102,6 +102,7 @@ def _launches(work: Workbench) -> ir.Table:
     Of the whole table, whatever the moment: a line can only be near a sale of before it.
     """
     t = work.tables.transactions
+    assert t is not None, "products are of the transactions"
     quantity = t.quantity.fill_null(ibis.ifelse(t.amount < 0, -1.0, 1.0))
     sold = t.filter((quantity > 0) & (t.amount >= 0) & t.product_id.notnull())
     first = sold.group_by(launched_product=sold.product_id).agg(at=sold.transacted_at.min())

@@ -15,6 +15,7 @@ from features.registry import (
     closure,
     feature,
     feature_names,
+    get,
 )
 from features.relations import RELATIONS
 from tests.unit.features.conftest import make_config
@@ -33,7 +34,21 @@ def test_core_is_the_twenty_of_the_rules() -> None:
     assert len(CORE) == 20
     assert {name for name, f in CATALOGUE.items() if f.core} == CORE
     assert set(feature_names(make_config())) == CORE
-    assert feature_names(make_config(features={"set": "all"})) == list(CATALOGUE)
+    assert len(CATALOGUE) == 67
+    opted_in = make_config(features={"set": "all", "gender": True})
+    assert feature_names(opted_in) == list(CATALOGUE)
+    assert set(CATALOGUE) - set(feature_names(make_config(features={"set": "all"}))) == {"gender"}
+
+
+def test_a_window_of_any_length_is_a_feature() -> None:
+    config = make_config(features={"set": ["recency_days"], "windows_days": [45]})
+    assert feature_names(config) == ["recency_days"]
+    config = make_config(features={"set": "core", "windows_days": [30, 45]})
+    added = feature_names(config)[20:]
+    assert added == [*("order_days_30d", "spend_30d", "orders_45d", "order_days_45d", "spend_45d")]
+    assert check_names(["spend_7d"]) == ["spend_7d"]
+    with pytest.raises(ConfigError, match="spend_0d"):
+        check_names(["spend_0d"])
 
 
 def test_a_list_is_taken_in_its_order() -> None:
@@ -60,8 +75,8 @@ def test_what_a_feature_uses_comes_first_and_its_needs_are_shared() -> None:
     ]
     for f in CATALOGUE.values():
         for used in f.uses:
-            assert set(CATALOGUE[used].needs) <= set(f.needs)
-            assert CATALOGUE[used].population <= f.population
+            assert set(get(used).needs) <= set(f.needs)
+            assert get(used).population <= f.population
     assert available("offers_28d", {"exposures"})
     assert not available("response_rate_365d", {"exposures"})
 

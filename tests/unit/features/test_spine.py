@@ -14,7 +14,7 @@ from features.config import Config
 from features.errors import ConfigError, DataError
 from features.frozen import FrozenValues
 from features.grains import Workbench
-from features.registry import CATALOGUE
+from features.registry import CATALOGUE, COLUMNS
 from features.relations import RELATIONS
 from features.spine import all_customers
 from features.tables import Tables
@@ -123,7 +123,8 @@ def test_without_their_table_features_are_null_and_named(
     bare = Tables(example.con, example.transactions, None)
     with caplog.at_level(logging.INFO, logger="features"):
         built = build_features(bare, spine, names, make_config(offers=[]), FROZEN)
-    want = {"kind_favourite_365d", "response_rate_365d", "offers_28d"}
+    want = {n for n, f in CATALOGUE.items() if not set(f.needs) <= {"transactions", *COLUMNS}}
+    assert want >= {"kind_favourite_365d", "response_rate_365d", "offers_28d", "region"}
     assert set(built.missing) == want
     assert built.frame[list(want)].isna().all(axis=None)
     assert built.frame.drop(columns=list(want)).notna().all(axis=None)
