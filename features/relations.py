@@ -267,7 +267,9 @@ def offers(work: Workbench) -> ir.Table:
     keys = ["row", "number"]
     for name, known in found.items():
         if known is None:
-            seen = seen.mutate(**{name: ibis.literal(False)})
+            # Without orders and events nothing tells of redemptions; coupons count as unused.
+            unknown = ibis.null("boolean") if name == "redeemed" else ibis.literal(False)
+            seen = seen.mutate(**{name: unknown})
             continue
         marked = known.select(*keys).distinct().mutate(**{name: ibis.literal(True)})
         joined = seen.left_join(marked, keys)

@@ -51,7 +51,7 @@ def response_rate_365d(e: Facts) -> ir.Value:
     "their coupon, in the response window.",
 )
 def redemption_rate_365d(e: Facts) -> ir.Value:
-    matured = e.within(365) & e.matured
+    matured = e.within(365) & e.matured & e.redeemed.notnull()
     return e.ratio(e.count(matured & e.redeemed), e.count(matured))
 
 

@@ -134,8 +134,10 @@ def test_without_their_table_features_are_null_and_named(
 
     only = Tables(example.con, None, example.exposures)
     built = build_features(only, spine, names, make_config(), FROZEN)
-    assert set(names) - set(built.missing) == {"offers_28d"}
+    want = {n for n, f in CATALOGUE.items() if set(f.needs) <= {"exposures", "offers"}}
+    assert set(names) - set(built.missing) == want
     assert built.frame["offers_28d"].tolist() == [2, 1]
+    assert built.frame["redemption_rate_365d"].isna().all(), "nothing tells of redemptions"
 
 
 def test_nothing_is_left_behind_in_the_connection(
