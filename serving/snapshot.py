@@ -37,8 +37,8 @@ MANIFEST = "manifest.json"
 CURRENT = "CURRENT"
 # What a snapshot depends on; the server's and the training's own settings are not among it.
 RELEVANT = (
-    "name", "source", "engine", "features", "outcome", "currency", "timezone", "offers",
-    "policy", "contact",
+    "name", "source", "engine", "features", "segments", "stage_clocks", "outcome", "currency",
+    "timezone", "offers", "policy", "contact",
 )  # fmt: skip
 AHEAD = timedelta(minutes=5)
 KEPT = 2
