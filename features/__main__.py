@@ -40,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from features import drift  # needs SciPy and the readers
 
             return drift.run(config, args)
+        if args.command == "ingest":
+            from features import ingest_command  # heavy readers, needed only here
+
+            return ingest_command.run(config)
         if args.command == "audience":
             return audience_command.run(config, args)
         if args.command in ("segments", "migrate"):
@@ -133,7 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     drifted.add_argument("--as-of", help="moment, ISO 8601, UTC; default: source.as_of")
     drifted.add_argument("--out", required=True, metavar="FILE", help="JSON file to write")
-    for command in (build, check, segment, migrate, audience, drifted):
+    taken = commands.add_parser("ingest", help="take new files into the incremental store")
+    for command in (build, check, segment, migrate, audience, drifted, taken):
         command.add_argument("--config", required=True, help="configuration file")
         command.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key"

@@ -150,7 +150,7 @@ def _sorted(rows: Rows, first: int, last: int) -> pa.Table:
     columns = ", ".join((*COLUMNS, "_source", "_file"))
     # The file comes last: of identical lines the one of the first digest counts.
     return (
-        rows.backend.con.execute(
+        rows.backend.con.sql(
             f"SELECT _day, {columns} FROM {rows.table} WHERE _day BETWEEN {first} AND {last} "
             f"ORDER BY _day, customer_id, order_id, transacted_at, line_id, product_id, {columns}"
         )
