@@ -85,7 +85,7 @@ def build_features(
         there = on_engine(tables, config)
         parts = [
             (rows, _build_part(there, spine.iloc[rows], computed, config, frozen))
-            for rows in _parts(there, spine)
+            for rows in _parts(tables, spine)
         ]
         columns = {f.name: _together(f.name, parts, len(spine)) for f in computed}
     for name in wanted:
