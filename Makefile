@@ -5,6 +5,7 @@ PORT   ?= 8000
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN    := .venv/bin
 STAMP  := .venv/.ready
+SPARK  := .venv/.spark
 # Threads of OpenMP that wait must not burn the core that a neighbour needs.
 export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
@@ -36,10 +37,17 @@ serve: $(STAMP) ## build the snapshot if it is missing and start the scorer on p
 mlflow: $(STAMP) ## MLflow UI on port 5000 over mlruns/
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --default-artifact-root mlruns/artifacts --port 5000
 
-test: $(STAMP) ## all tests but the slow truth simulations
+# Where there is no Java, or pyspark cannot be had, the tests of Spark are skipped and say so.
+$(SPARK): $(STAMP) requirements-spark.lock
+	@if command -v java >/dev/null; then \
+	  echo "Installing pyspark into .venv ..."; \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements-spark.lock && touch $@ || true; \
+	fi
+
+test: $(STAMP) $(SPARK) ## all tests but the slow truth simulations
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-slow: $(STAMP) ## truth simulations that take minutes
+test-slow: $(STAMP) $(SPARK) ## truth simulations that take minutes
 	@$(BIN)/python -m pytest -m slow -s $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy --strict, import layers
@@ -51,8 +59,9 @@ bench: $(STAMP) ## this project and its peers side by side in one run
 notebooks: $(STAMP) ## execute the notebooks into notebooks/executed [CONFIG=...]
 	@$(BIN)/jupyter nbconvert --to notebook --execute --output-dir notebooks/executed notebooks/*.ipynb
 
-lock: $(STAMP) ## renew requirements.lock from pyproject.toml
+lock: $(STAMP) ## renew the lock files from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --upgrade --no-emit-index-url --no-annotate --no-header --python-version 3.11 --extra dev --extra notebooks pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile --quiet --no-emit-index-url --no-annotate --no-header --python-version 3.11 --extra spark -c requirements.lock pyproject.toml | grep -vxFf requirements.lock > requirements-spark.lock
 
 clean: ## remove everything that can be made again, models included
 	rm -rf .venv build dist *.egg-info data mlruns/mlflow.db mlruns/artifacts .mypy_cache .ruff_cache .pytest_cache
