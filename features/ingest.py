@@ -82,7 +82,16 @@ def checked_tables(
         counts={name: result.counts for name, result in cleaned.items()},
         notes=tuple(notes),
         identical_lines=lines.identical if lines else 0,
+        absent=_absent(lines),
     )
+
+
+def _absent(lines: Cleaned | None) -> frozenset[str]:
+    """Optional columns of the transactions that the source does not have."""
+    if lines is None:
+        return frozenset()
+    optional = {c.name for c in CONTRACTS["transactions"].columns if not c.required}
+    return frozenset(f"transactions.{name}" for name in optional - lines.given)
 
 
 def _check_control(con: Any, problems: Problems | None) -> None:

@@ -39,7 +39,7 @@ TABLES = ("transactions", "exposures", "events", "customers", "offers", "stage_c
 # Columns without which a feature has nothing to say.
 COLUMNS = tuple(
     f"transactions.{name}"
-    for name in ("product_id", "category", "quantity", "channel", "payment_method", "coupon_id")
+    for name in ("product_id", "category", "channel", "payment_method", "coupon_id")
 )
 
 
