@@ -17,7 +17,7 @@ from features.build import build_features
 from features.config import Config, load_config, parse_time
 from features.errors import InputError
 from features.frozen import FrozenValues, fit_frozen
-from features.outputs import write_parquet
+from features.outputs import write_parquet, write_parts
 from features.registry import feature_names
 from features.segments import SEGMENT_FEATURES, segments
 from features.spine import all_customers, naive_utc
@@ -83,17 +83,23 @@ def feature_table(
 
 
 def write_table(
-    frame: pd.DataFrame, path: Path, frozen: FrozenValues, missing: Sequence[str]
+    frame: pd.DataFrame,
+    path: Path,
+    frozen: FrozenValues,
+    missing: Sequence[str],
+    engine: str = "duckdb",
 ) -> None:
-    """Write a feature table as Parquet, aside and then renamed.
+    """Write a feature table as Parquet, aside and then renamed: a file, or from Spark a folder of
+    parts by customer.
 
-    The file's metadata hold the frozen values (`frozen`, JSON) and the features that are NULL
+    The metadata of a file hold the frozen values (`frozen`, JSON) and the features that are NULL
     because a table is absent (`missing`, separated by commas).
 
     Raises:
         ConfigError: the folder cannot be written.
     """
-    write_parquet(frame, path, {"frozen": frozen.to_json(), "missing": ",".join(missing)})
+    write = write_parts if engine == "spark" else write_parquet
+    write(frame, path, {"frozen": frozen.to_json(), "missing": ",".join(missing)})
 
 
 def _build(config: Config, as_of: datetime, out: Path) -> int:
@@ -102,7 +108,7 @@ def _build(config: Config, as_of: datetime, out: Path) -> int:
     tables = open_source(config).tables()
     frozen = fit_frozen(tables, as_of, config)
     frame, missing = feature_table(tables, as_of, config, frozen)
-    write_table(frame, out, frozen, missing)
+    write_table(frame, out, frozen, missing, config.engine)
     for note in tables.notes:
         print(note)
     features = len(feature_names(config))
@@ -123,7 +129,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     build = commands.add_parser("build", help="write the feature table of all customers")
     build.add_argument("--as-of", help="moment, ISO 8601, UTC; default: source.as_of")
-    build.add_argument("--out", required=True, help="Parquet file to write")
+    build.add_argument(
+        "--out", required=True, help="Parquet file to write; with engine: spark a folder of them"
+    )
     check = commands.add_parser("check", help="check the data before any training")
     segment = commands.add_parser("segments", help="segments and labels of all customers")
     segment_report.add_segments_arguments(segment)
