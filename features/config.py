@@ -121,6 +121,12 @@ class SourceConfig(Section):
     customers: int = Field(100_000, ge=100, description="simulated: number of customers")
     seed: int = Field(7, ge=0, description="simulated: seed of the shop")
 
+    @model_validator(mode="after")
+    def _files_alone_grow(self) -> SourceConfig:
+        if self.incremental and self.kind != "files":
+            raise ValueError("source.incremental: true only with source.kind: files")
+        return self
+
 
 class FeaturesConfig(Section):
     set: Literal["core", "all"] | list[str] = Field(
