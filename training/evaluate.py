@@ -14,7 +14,7 @@ from training.dataset import Dataset
 from training.fit import Models
 from uplift.bundle import Money, ScoringBundle
 from uplift.costs import calibrate_costs, calibrated
-from uplift.data import BoolArray, FloatArray, TrainingSet
+from uplift.data import BoolArray, FloatArray, TrainingSet, stream
 from uplift.effects import EffectModel
 from uplift.evaluation import (
     NO_OFFER,
@@ -25,6 +25,7 @@ from uplift.evaluation import (
     model_policy,
     rival_policies,
 )
+from uplift.importance import importance
 from uplift.nuisances import Problem, doubly_robust, realised
 from uplift.scores import (
     Estimate,
@@ -35,6 +36,7 @@ from uplift.scores import (
     qini_curve,
 )
 
+IMPORTANCE_ROWS = 4000
 DECIDING_METRIC = "validation_gain_at_budget"
 
 
@@ -67,6 +69,7 @@ class Evaluation:
     effects   per arm: average effect on profit, and in units of the outcome
     rivals    their values at the cost of the chosen candidate
     chosen    the candidate with the best validation gain
+    importance  share of each feature in its predicted effects, the largest first
     """
 
     candidates: list[Candidate]
@@ -77,6 +80,7 @@ class Evaluation:
     outcome_effects: Mapping[str, Estimate]
     budget_per_row: float | None
     rows: int
+    importance: Mapping[str, float]
     scored: Scored = field(repr=False)
     predictions: Predictions = field(repr=False)
 
@@ -205,9 +209,18 @@ def evaluate(models: Models, dataset: Dataset, config: Config, population: int) 
         outcome_effects=_effects(outcome, test, names),
         budget_per_row=per_row,
         rows=len(test),
+        importance=_importance(chosen.bundle, test, config),
         scored=on_test,
         predictions=predictions,
     )
+
+
+def _importance(bundle: ScoringBundle, test: TrainingSet, config: Config) -> dict[str, float]:
+    """Of the effects predicted for some of the held-out rows."""
+    rng = stream(config.training.seed, "importance")
+    some = rng.choice(len(test), min(len(test), IMPORTANCE_ROWS), replace=False)
+    names = bundle.schema.names
+    return importance(bundle.effects, test.X[some], names, rng, config.training.threads)
 
 
 def _effects(matrix: ScoreMatrix, data: TrainingSet, names: list[str]) -> dict[str, Estimate]:

@@ -39,6 +39,7 @@ def all_figures(
         "qini_over_cost.png": qini(evaluation, currency, subtitle),
         "uplift_by_decile.png": deciles(evaluation.chosen, currency, subtitle),
         "effect_calibration.png": calibration(evaluation.chosen, currency, subtitle),
+        "features.png": features(evaluation, subtitle),
         "balance.png": balance(before, "Balance of the arms before assignment", subtitle),
     }
     if after is not before:
@@ -203,6 +204,17 @@ def balance(diagnostics: Diagnostics, title: str, subtitle: str, most: int = 30)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel("standardised difference to control")
     axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def features(evaluation: Evaluation, subtitle: str, most: int = 20) -> Figure:
+    """The features that the chosen learner looks at, by their share in its predicted effects."""
+    shares = list(evaluation.importance.items())[:most][::-1]
+    title = f"What {evaluation.chosen.name} looks at: the {len(shares)} features that matter most"
+    figure, axes = _axes(title, subtitle, height=1.6 + 0.24 * max(4, len(shares)))
+    axes.barh([name for name, _ in shares], [100 * share for _, share in shares], color=INK)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set_xlabel("share of the predicted effects, % (change when the feature is shuffled)")
     return figure
 
 

@@ -435,6 +435,7 @@ def report_json(
         "effects_on_profit": {k: v.to_json() for k, v in evaluation.effects.items()},
         "effects_on_outcome": {k: v.to_json() for k, v in evaluation.outcome_effects.items()},
         "budget_per_customer": evaluation.budget_per_row,
+        "feature_importance": dict(evaluation.importance),
         "candidates": [
             {
                 "learner": c.name,

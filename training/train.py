@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ from uplift.scores import Estimate
 from uplift.value import VALUE_TARGETS
 
 PER = 1000
+MOST_FEATURES = 20
+INDENT = "  "
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,12 @@ def summary(training: Training, config: Config) -> str:
         out.append(f"  {name:<62}{_interval(difference):<28}{clear}")
     out += ["", f"  average effect of each offer on profit, per {PER:,} customers"]
     out += [f"  {arm:<62}{_interval(e)}" for arm, e in evaluation.effects.items()]
+    shown = [f"{name} {share:.1%}" for name, share in evaluation.importance.items() if share]
+    if shown:
+        out += ["", f"  what {evaluation.chosen.name} looks at, share of the predicted effects"]
+        out += textwrap.wrap(
+            ", ".join(shown[:MOST_FEATURES]), 96, initial_indent=INDENT, subsequent_indent=INDENT
+        )
     out += ["", _trust(training)]
     for r in training.reports:
         auc, ap, error = (r.metrics[m] for m in ("auc", "average_precision", "calibration_error"))

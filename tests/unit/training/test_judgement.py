@@ -12,7 +12,7 @@ from features.errors import DataError
 from tests.unit.training.shops import random_experiment, wide_config
 from training.diagnostics import srm
 from training.gate import RESPONSE_RANKED, SEND_NOTHING, SINGLE
-from training.train import Training, run
+from training.train import Training, run, summary
 from uplift.errors import DesignError
 
 
@@ -35,6 +35,12 @@ def test_a_real_effect_passes_and_the_customers_do_not_mix(tmp_path: Path) -> No
     assert verdict.promote
     assert verdict.policy == "t"
     assert verdict.value.gain.bound > 0
+    # x1 alone decides the effect
+    shares = training.evaluation.importance
+    assert next(iter(shares)) == "x1"
+    assert shares["x1"] > 0.6
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert f"x1 {shares['x1']:.1%}" in summary(training, wide_config(tmp_path / "t"))
     # only c5 works, and only where x1 > 0: its average effect is .75 less the contact
     effect = training.evaluation.effects["c5"]
     assert effect.lo < 0.75 - 0.05 < effect.hi
