@@ -7,7 +7,13 @@ from collections.abc import Callable, Mapping
 
 from features.checks.exposures import check_exposures
 from features.checks.lines import check_lines
-from features.checks.others import check_customers, check_events, check_features, check_moments
+from features.checks.others import (
+    check_audiences,
+    check_customers,
+    check_events,
+    check_features,
+    check_moments,
+)
 from features.config import Config
 from features.errors import InputError
 from features.problems import Level, Problem, Problems, fail
@@ -19,6 +25,7 @@ CHECKS: tuple[Callable[[Tables, Config, Problems], None], ...] = (
     check_features,
     check_lines,
     check_moments,
+    check_audiences,
     check_events,
     check_customers,
     check_exposures,

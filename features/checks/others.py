@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from features.audience import check_filter
 from features.build import present_tables
 from features.checks.base import examples, rows, share, timestamp
 from features.config import Config
@@ -182,3 +183,12 @@ def check_features(tables: Tables, config: Config, found: Problems) -> None:
                     f"{table.get_name()}.{name}",
                     "a given feature " + ("with one value only" if values else "without a value"),
                 )
+
+
+def check_audiences(tables: Tables, config: Config, found: Problems) -> None:
+    """Add the first mistake of each named audience."""
+    for name, audience in config.audiences.items():
+        try:
+            check_filter(audience.filter, config, tables, where=f"audiences.{name}.filter")
+        except InputError as error:
+            fail(found, error)
