@@ -305,7 +305,7 @@ def test_each_defect_is_told(defects: list[Defect]) -> None:
                 }
             },
             "error",
-            ("audiences.lapsed.filter", "recency_dys"),
+            ("audiences.old.filter", "recency_dys"),
         ),
         (
             {"source": {"columns": {"transaction": {"amount": "x"}}}},
