@@ -1,6 +1,6 @@
 """This project and its peers side by side in one run: one table per suite, with ratios.
 
-Usage: python -m benchmarks [--only decisions,allocation,features]
+Usage: python -m benchmarks [--only decisions,allocation,features,ingest]
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from uplift.errors import UpliftError
 SUITES = {
     "allocation": "one million customers and five coupons under a budget",
     "features": "one row of features per customer from order lines",
+    "ingest": "the incremental store: daily ingests, and snapshots from it",
     "decisions": "the true value of decisions on the simulated shop (after make train)",
 }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,9 @@ def ingest(
         taken = _take(backend, found, known, config, read, identities=identities)
         files = _entries(found, known, taken)
         _check_one_kind(files, identities=identities)
-        drop = config.source.drop_duplicates or any(f.numbered for f in files.values())
+        drop = config.source.drop_duplicates or any(
+            "line_id" in file.given for file in files.values()
+        )
         settings = settings_digests(config, people, numbered=drop)
         days = dict(known.days) if known else {}
         gone = [f for f in known.files.values() if f.sha256 not in found.paths] if known else []
@@ -185,9 +187,7 @@ def ingest(
     for counts in taken.counts.values():
         bad.update(counts)
     n = bad.pop("read", 0)
-    return Ingest(
-        store, _told(old, files), sorted(affected), again, n, bad, _counts(new, taken.given)
-    )
+    return Ingest(store, _told(old, files), sorted(affected), again, n, bad, _counts(new))
 
 
 def _digest_of_identities(backend: Any) -> str:
@@ -253,15 +253,13 @@ def _entries(found: Found, known: Manifest | None, taken: _Taken) -> dict[str, T
     for name, digest in sorted(found.sha256.items()):
         size, changed = found.stats[name]
         if digest in taken.counts:
-            given = taken.given
             entries[name] = TakenFile(
                 size,
                 changed,
                 digest,
                 taken.counts[digest],
                 taken.days.get(digest, ()),
-                numbered="line_id" in given,
-                sourced="source" in given,
+                tuple(sorted(taken.given)),
             )
         else:
             entries[name] = replace(stored[digest], size=size, time=changed)
@@ -270,7 +268,7 @@ def _entries(found: Found, known: Manifest | None, taken: _Taken) -> dict[str, T
 
 def _check_one_kind(files: Mapping[str, TakenFile], *, identities: bool) -> None:
     """With identities, ids are read in one of two ways: by the column source, or without it."""
-    without = [name for name, file in files.items() if not file.sourced]
+    without = [name for name, file in files.items() if "source" not in file.given]
     if identities and 0 < len(without) < len(files):
         raise DataError(
             "transactions.source",
@@ -324,7 +322,7 @@ def _told(old: Manifest | None, files: Mapping[str, TakenFile]) -> dict[str, lis
     return told
 
 
-def _counts(state: Manifest, given: Iterable[str]) -> Cleaned:
+def _counts(state: Manifest) -> Cleaned:
     """What cleaning all files comes to."""
     read, bad = 0, Counter[str]()
     for file in state.files.values():
@@ -339,5 +337,5 @@ def _counts(state: Manifest, given: Iterable[str]) -> Cleaned:
         # Of a file that was delivered twice every line is a repeat.
         read - kept - bad.total(),
         sum(day.identical for day in days),
-        frozenset(given),
+        frozenset(name for file in state.files.values() for name in file.given),
     )

@@ -33,8 +33,8 @@ class TakenFile:
     """A source file as it was taken in.
 
     `time` is its modification time in nanoseconds; `counts` has `read` and one number per reason
-    for which rows were set aside; `days` are the local days of its good rows; `numbered` and
-    `sourced`: it was read with a column line_id, source.
+    for which rows were set aside; `days` are the local days of its good rows; `given` are the
+    canonical columns that it was read with.
     """
 
     size: int
@@ -42,8 +42,7 @@ class TakenFile:
     sha256: str
     counts: dict[str, int]
     days: tuple[str, ...]
-    numbered: bool
-    sourced: bool
+    given: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,9 @@ def read_manifest(folder: Path) -> Manifest | None:
         if raw.pop("schema") != SCHEMA:
             return None
         files = {
-            name: TakenFile(**{**value, "days": tuple(value["days"])})
+            name: TakenFile(
+                **{**value, "days": tuple(value["days"]), "given": tuple(value["given"])}
+            )
             for name, value in raw.pop("files").items()
         }
         days = {name: _day(value) for name, value in raw.pop("days").items()}

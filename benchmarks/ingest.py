@@ -1,0 +1,226 @@
+"""The incremental store: a hundred daily ingests beside one of everything, and snapshots.
+
+A shop whose customers come on a tenth of the days and then place two orders of five lines each.
+Every measurement runs in a process of its own; checked: the store that grew day by day has the
+same data files as the one made at once, and both snapshots are equal.
+
+Usage: python -m benchmarks.ingest --way daily --lines 1000000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.report import Options, peak_memory, progress, text_table
+
+LINES = 1_000_000
+FULL = 10_000_000
+FOLDER = Path("data/benchmarks")
+DAYS = 100
+VISITS = 0.1  # share of days on which a customer comes
+ORDERS, BASKET = 2, 5
+PRODUCTS, CATEGORIES = 2_000, 24
+START = datetime(2024, 8, 1)
+ENDS = START + timedelta(days=DAYS)
+WAYS = {
+    "once": "ingest of all days at once",
+    "daily": f"{DAYS} daily ingests",
+    "raw": "snapshot from the files",
+    "store": "snapshot from the store",
+}
+
+
+def make_days(folder: Path, lines: int) -> Path:
+    """Write a file of order lines per day below `folder`, about so many in all, if missing."""
+    if folder.is_dir():
+        return folder
+    rng = np.random.default_rng(7)
+    customers = round(lines / (DAYS * VISITS * ORDERS * BASKET))
+    products = np.array([f"p{i:04d}" for i in range(PRODUCTS)])
+    category = np.array([f"category{i % CATEGORIES:02d}" for i in range(PRODUCTS)])
+    price = np.round(rng.gamma(2.0, 20.0, PRODUCTS) + 0.5, 2)
+    wanted = 1 / (np.arange(PRODUCTS) + 20.0)
+    aside = folder.with_name(f".{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for day in range(DAYS):
+        there = np.flatnonzero(rng.random(customers) < VISITS)
+        n = ORDERS * len(there)
+        order = np.repeat(np.arange(n), BASKET)
+        at = np.datetime64(START, "us") + rng.integers(0, 86_400, n).astype("timedelta64[s]")
+        at += np.timedelta64(day, "D")
+        product = rng.choice(PRODUCTS, len(order), p=wanted / wanted.sum())
+        quantity = rng.integers(1, 4, len(order)).astype(float)
+        worth = price[product] * quantity
+        off = np.where(rng.random(len(order)) < 0.2, 0.1, 0.0)
+        table = pa.table(
+            {
+                "customer_id": pa.array(np.repeat(there, ORDERS)[order]).cast(pa.string()),
+                "order_id": pa.array([f"{day}-{i}" for i in range(n)]).take(pa.array(order)),
+                "transacted_at": at[order],
+                "amount": np.round(worth * (1 - off), 2),
+                "discount": np.round(worth * off, 2),
+                "product_id": pa.array(products[product]),
+                "category": pa.array(category[product]),
+                "quantity": quantity,
+                "channel": pa.array(["app", "web", "store", "phone"]).take(
+                    pa.array(rng.integers(0, 4, n)[order])
+                ),
+            }
+        )
+        # One line in a hundred comes back as a return of the next day.
+        back = rng.random(len(order)) < 0.01
+        returned = table.filter(pa.array(back))
+        moved = pa.array(at[order][back] + np.timedelta64(1, "D"))
+        negative = pa.array(-returned["amount"].to_numpy())
+        returned = returned.set_column(2, "transacted_at", moved).set_column(3, "amount", negative)
+        quantity = pa.array(-returned["quantity"].to_numpy())
+        returned = returned.set_column(7, "quantity", quantity)
+        name = f"{(START + timedelta(days=day)).date()}.parquet"
+        pq.write_table(pa.concat_tables([table, returned]), aside / name)
+    os.replace(aside, folder)
+    return folder
+
+
+def measure(way: str, lines: int) -> dict[str, Any]:
+    """Seconds, those of the processors, peak memory in bytes; and what was found, as a digest."""
+    from features.sources.files import FilesSource
+    from features.store.manifest import read_manifest, store_folder
+
+    days = sorted(make_days(FOLDER / f"days-{lines}", lines).iterdir())
+    shop = FOLDER / f"shop-{lines}-{way}"
+    config = _config(way, shop, lines)
+    if way in ("raw", "store"):
+        return _snapshot(way, lines)
+    shutil.rmtree(shop, ignore_errors=True)
+    shutil.rmtree(store_folder(config), ignore_errors=True)
+    (shop / "transactions").mkdir(parents=True)
+    seconds = busy = 0.0
+    for part in [days] if way == "once" else [[day] for day in days]:
+        for file in part:
+            os.link(file, shop / "transactions" / file.name)
+        started, before = time.perf_counter(), time.process_time()
+        FilesSource(config).ingest()
+        seconds += time.perf_counter() - started
+        busy += time.process_time() - before
+    state = read_manifest(store_folder(config))
+    assert state is not None
+    return {"seconds": seconds, "cpu": busy, "peak": peak_memory(), "sum": str(state.days)}
+
+
+def _config(way: str, shop: Path, lines: int) -> Any:
+    from features.config import validate
+
+    return validate(
+        {
+            "name": f"bench-{lines}-{'daily' if way == 'daily' else 'once'}",
+            "source": {"kind": "files", "path": str(shop), "incremental": way != "raw"},
+            "features": {"set": "all"},
+            "outcome": {"kind": "conversion"},
+            "timezone": "Europe/Berlin",
+        }
+    )
+
+
+def _snapshot(way: str, lines: int) -> dict[str, Any]:
+    """Open the source and build every feature of every customer, with given frozen values."""
+    from features.build import build_features
+    from features.frozen import FrozenValues, fit_frozen
+    from features.sources import open_source
+    from features.spine import all_customers
+
+    config = _config(way, FOLDER / f"shop-{lines}-once", lines)
+    kept = FOLDER / f"frozen-{lines}.json"
+    if not kept.is_file():
+        fitted = fit_frozen(open_source(config).tables(), ENDS, config)
+        kept.write_text(fitted.to_json(), encoding="utf-8")
+    frozen = FrozenValues.from_json(kept.read_text(encoding="utf-8"))
+    started, before = time.perf_counter(), time.process_time()
+    tables = open_source(config).tables()
+    opened = time.perf_counter() - started
+    spine = all_customers(tables, ENDS, config)
+    frame = build_features(tables, spine, None, config, frozen).frame
+    seconds, busy = time.perf_counter() - started, time.process_time() - before
+    import pandas as pd
+
+    digest = str(pd.util.hash_pandas_object(frame, index=False).sum())
+    return {
+        "seconds": seconds,
+        "cpu": busy,
+        "peak": peak_memory(),
+        "sum": digest,
+        "parts": {"to the checked lines": opened, "from there": seconds - opened},
+    }
+
+
+def run(options: Options, lines: int | None = None) -> str:
+    """The suite's table."""
+    lines = lines or (FULL if options.full else LINES)
+    make_days(FOLDER / f"days-{lines}", lines)
+    results = {way: _apart(way, lines) for way in WAYS}
+    for one, other in (("once", "daily"), ("raw", "store")):
+        if results[one]["sum"] != results[other]["sum"]:
+            raise AssertionError(f"{one} and {other} do not agree")
+    peers = {"once": "once", "daily": "once", "raw": "raw", "store": "raw"}
+    rows: list[list[str] | None] = []
+    for way, label in WAYS.items():
+        found, peer = results[way], results[peers[way]]
+        rows.append(
+            [
+                label,
+                f"{found['seconds'] / peer['seconds']:.2f}",
+                f"{found['seconds']:.2f}",
+                f"{found['cpu'] / peer['cpu']:.2f}",
+                f"{found['cpu']:.2f}",
+                f"{found['peak'] / 2**30:.2f}",
+            ]
+        )
+        for part, seconds in found.get("parts", {}).items():
+            share = f"{seconds / peer['parts'][part]:.2f}"
+            rows.append([f"  of it: {part}", share, f"{seconds:.2f}", "", "", ""])
+    return text_table(
+        f"Incremental store: about {lines:,} order lines of {DAYS} days, 2 orders of 5 lines a day",
+        ("way", "ratio", "seconds", "ratio of CPU", "CPU seconds", "peak GiB"),
+        rows,
+        (
+            "Ratios: to the ingest at once, to the snapshot from the files.",
+            "Checked: the same data files, to the byte; the same features in both snapshots.",
+        ),
+    )
+
+
+def _apart(way: str, lines: int) -> dict[str, Any]:
+    """`measure` in a process of its own."""
+    progress(f"ingest: {WAYS[way]}")
+    command = [sys.executable, "-m", "benchmarks.ingest", "--way", way, "--lines", str(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{way}: {done.stderr.strip()[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ingest")
+    parser.add_argument("--way", choices=list(WAYS), required=True)
+    parser.add_argument("--lines", type=int, default=LINES)
+    arguments = parser.parse_args(argv)
+    print(json.dumps(measure(arguments.way, arguments.lines)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
