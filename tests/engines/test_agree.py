@@ -10,13 +10,16 @@ import pytest
 
 from features.audience import matches
 from features.frozen import fit_frozen
+from features.labels import labels
 from features.registry import get
 from features.segment_table import segment_table
+from features.segments import segments
 from tests.contracts.test_features import NAMES
 from tests.engines.conftest import OnEngine, assert_equal, expected, shop
 
-ZONE = "Europe/Berlin"
-FURTHER = [pytest.param(zone, marks=pytest.mark.slow) for zone in ("UTC", "America/New_York")]
+ZONES = ["Europe/Berlin", "UTC", "America/New_York"]
+ZONE = ZONES[0]
+FURTHER = [pytest.param(zone, marks=pytest.mark.slow) for zone in ZONES[1:]]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -28,8 +31,9 @@ def test_features_at_many_moments(engine: OnEngine, zone: str, name: str) -> Non
     assert_equal(found, want, exact=get(name).dtype == "int")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("zone", [ZONE, *FURTHER])
+@pytest.mark.parametrize("zone", ZONES)
 def test_features_at_one_moment(engine: OnEngine, zone: str, name: str) -> None:
     found, want = engine.one_moment(zone)[name], expected("one moment", zone)[name]
     if name in engine.gaps:
@@ -43,11 +47,25 @@ def test_gaps_are_of_known_features(engine: OnEngine) -> None:
 
 @pytest.mark.parametrize("zone", [ZONE, *FURTHER])
 def test_segments_and_labels(engine: OnEngine, zone: str) -> None:
+    found = of_features(engine.catalogue(zone), zone)
+    want = of_features(expected("catalogue", zone), zone)
+    pd.testing.assert_frame_equal(found, want, check_exact=True)
+    assert found["tier"].nunique() > 3
+
+
+def of_features(frame: pd.DataFrame, zone: str) -> pd.DataFrame:
+    frozen = shop(zone).frozen
+    found = segments(frame, frozen, shop(zone).config.segments)
+    return pd.concat([found, labels(frame, found["lifecycle_stage"], frozen)], axis=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zone", ZONES)
+def test_the_table_of_segments(engine: OnEngine, zone: str) -> None:
     own = shop(zone)
     found, missing = segment_table(engine.tables(zone), own.moment, engine.config(zone), own.frozen)
     assert missing == ()
     pd.testing.assert_frame_equal(found, expected("segments", zone), check_exact=True)
-    assert found["tier"].nunique() > 3
 
 
 @pytest.mark.parametrize("zone", [ZONE, *FURTHER])
@@ -60,7 +78,8 @@ def test_filters(engine: OnEngine, zone: str) -> None:
     assert found.mean().between(0.01, 0.99).sum() >= 15
 
 
-@pytest.mark.parametrize("zone", [pytest.param(ZONE, marks=pytest.mark.slow), *FURTHER])
+@pytest.mark.slow
+@pytest.mark.parametrize("zone", ZONES)
 def test_frozen_values(engine: OnEngine, zone: str) -> None:
     own = shop(zone)
     assert own.frozen.at is not None
