@@ -18,7 +18,8 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ import pyarrow.parquet as pq
 
 from features.config import Config
 from features.contracts import TRANSACTIONS
-from features.localtime import EPOCH, Offsets
+from features.localtime import EPOCH, utc_offsets
 from features.orders import STATE, line_facts, order_sums
 from features.store.manifest import Day
 
@@ -42,6 +43,7 @@ FIRSTS = ("category", "channel")
 MOST_ROWS = 2_000_000
 # An order's number is the day's, shifted, plus its rank in the day; no day's numbers begin at 0.
 SHIFT = 32
+_COUNTED = "_store_counted"
 _LINES = pa.schema(
     [
         *(
@@ -80,14 +82,7 @@ def iso(day: int) -> str:
     return (EPOCH + timedelta(days=day)).isoformat()
 
 
-def number_of(day: str) -> int:
-    """Days since 1970-01-01 of a date."""
-    return (date.fromisoformat(day) - EPOCH).days
-
-
-def write_days(
-    rows: Rows, folder: Path, config: Config, offsets: Offsets, *, drop: bool
-) -> dict[str, Day]:
+def write_days(rows: Rows, folder: Path, config: Config, *, drop: bool) -> dict[str, Day]:
     """Write the data files of every day in the rows; what they are, by date.
 
     `drop`: identical lines are repeats that do not count. Nothing that exists is changed.
@@ -106,7 +101,7 @@ def write_days(
         extra |= {f"_first_{name}": pa.array(_firsts(order, lines[name])) for name in FIRSTS}
         for name, values in extra.items():
             lines = lines.append_column(name, values)
-        orders = _orders(rows, lines, config, offsets)
+        orders = _orders(rows, lines, config)
         ids = lines.select(["customer_id", "order_id"]).filter(pa.array(start))
         orders = ids.append_column("_order", pa.array(number)).join(orders, "_order")
         orders = orders.sort_by("_order")
@@ -190,11 +185,25 @@ def _firsts(order: Ints, values: pa.ChunkedArray) -> Bools:
     return found
 
 
-def _orders(rows: Rows, lines: pa.Table, config: Config, offsets: Offsets) -> pa.Table:
-    counted = ibis.memtable(lines.filter(pc.invert(lines["_repeat"])))
-    facts, constants = line_facts(counted, config, offsets, frozenset(), keys=("_order",))
-    facts = facts.mutate(**constants)
-    return rows.backend.to_pyarrow(part_sums(facts, ("_order",), config))
+def _orders(rows: Rows, lines: pa.Table, config: Config) -> pa.Table:
+    con = rows.backend.con
+    con.register(_COUNTED, lines.filter(pc.invert(lines["_repeat"])))
+    found = con.sql(_orders_query(config.model_dump_json())).to_arrow_table()
+    con.unregister(_COUNTED)
+    return found
+
+
+@lru_cache(maxsize=4)
+def _orders_query(settings: str) -> str:
+    """The query of `part_sums` by `_order` for a configuration; to compile it takes longer than to
+    run it over a day."""
+    config = Config.model_validate_json(settings)
+    schema = ibis.Schema.from_pyarrow(_LINES)
+    counted = ibis.table({"_order": schema["_order"], **schema}, name=_COUNTED)
+    # The local day of a line is of no use to its order.
+    utc = utc_offsets("UTC", 1970, 1970)
+    facts, constants = line_facts(counted, config, utc, frozenset(), keys=("_order",))
+    return str(ibis.to_sql(part_sums(facts.mutate(**constants), ("_order",), config), "duckdb"))
 
 
 def part_sums(facts: ir.Table, keys: Sequence[str], config: Config) -> ir.Table:

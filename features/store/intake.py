@@ -171,9 +171,7 @@ def ingest(
         _add_stored(
             backend.con, [folder / days[d].lines for d in sorted(affected & set(days))], found
         )
-        written = write_days(
-            Rows(backend, _TAKEN), folder, config, _offsets(backend.con, _TAKEN, config), drop=drop
-        )
+        written = write_days(Rows(backend, _TAKEN), folder, config, drop=drop)
         backend.con.execute(f"DROP TABLE {_TAKEN}")
         days = {day: value for day, value in days.items() if day not in affected} | written
         new = Manifest(settings, people, drop, time.time_ns(), files, dict(sorted(days.items())))
