@@ -36,7 +36,7 @@ from uplift.scores import (
     qini_curve,
 )
 
-IMPORTANCE_ROWS = 4000
+IMPORTANCE_ROWS = 1000
 DECIDING_METRIC = "validation_gain_at_budget"
 
 
@@ -220,7 +220,8 @@ def _importance(bundle: ScoringBundle, test: TrainingSet, config: Config) -> dic
     rng = stream(config.training.seed, "importance")
     some = rng.choice(len(test), min(len(test), IMPORTANCE_ROWS), replace=False)
     names = bundle.schema.names
-    return importance(bundle.effects, test.X[some], names, rng, config.training.threads)
+    # Threads cost more than they bring on so few rows.
+    return importance(bundle.effects, test.X[some], names, rng, threads=1)
 
 
 def _effects(matrix: ScoreMatrix, data: TrainingSet, names: list[str]) -> dict[str, Estimate]:
