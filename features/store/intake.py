@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from features.cleaning import PART, Cleaned, clean
 from features.config import Config
 from features.contracts import SQL_TYPES, TRANSACTIONS
 from features.errors import DataError
-from features.localtime import Offsets, local_day, utc_offsets
+from features.localtime import local_day, utc_offsets
 from features.mapping import Raw
 from features.parsing import literal
 from features.quarantine import BadRows
@@ -41,7 +42,7 @@ from features.store.snapshot import Store
 
 # A file written so shortly before the manifest may have changed since within the same tick.
 RACY_NS = 2_000_000_000
-_TAKEN = "_store_taken"
+_TAKEN, _WHICH = "_store_taken", "_store_which"
 
 
 @dataclass(frozen=True)
@@ -216,16 +217,10 @@ def _take(
     cleaned = clean(con, "transactions", raw, config, identities=identities)
     assert cleaned is not None
     assert cleaned.parts is not None
-    lines = backend.table("transactions")
-    which = ibis.memtable(pa.table({"path": list(digests), "digest": list(digests.values())}))
-    joined = lines.join(which, lines[PART] == which.path)
-    rows = joined.select(
-        *(lines[name] for name in COLUMNS),
-        _source=lines.source,
-        _file=which.digest,
-        _day=local_day(lines.transacted_at, _offsets(con, "transactions", config)),
-    )
-    backend.create_table(_TAKEN, rows, temp=True)
+    con.register(_WHICH, pa.table({"path": list(digests), "digest": list(digests.values())}))
+    query = _taken_query(config.timezone, *_years(con, "transactions"))
+    con.execute(f"CREATE TEMP TABLE {_TAKEN} AS {query}")
+    con.unregister(_WHICH)
     con.execute("DROP TABLE transactions")
     pairs = con.execute(f"SELECT DISTINCT _file, _day FROM {_TAKEN} ORDER BY 1, 2").fetchall()
     days: dict[str, tuple[str, ...]] = {}
@@ -238,10 +233,26 @@ def _take(
     return _Taken(counts, days, cleaned.given)
 
 
-def _offsets(con: Any, table: str, config: Config) -> Offsets:
+def _years(con: Any, table: str) -> tuple[int, int]:
     query = f"SELECT min(year(transacted_at)), max(year(transacted_at)) FROM {table}"
     first, last = con.execute(query).fetchall()[0]
-    return utc_offsets(config.timezone, first or 1970, last or 1970)
+    return first or 1970, last or 1970
+
+
+@lru_cache(maxsize=16)
+def _taken_query(zone: str, first_year: int, last_year: int) -> str:
+    """The query of cleaned lines with their file and local day; to compile it takes longer than
+    to run it over a day. Types of columns that only pass through do not matter."""
+    passing = dict.fromkeys((*COLUMNS, "source", PART), "string")
+    lines = ibis.table(passing | {"transacted_at": "timestamp(6)"}, name="transactions")
+    which = ibis.table({"path": "string", "digest": "string"}, name=_WHICH)
+    rows = lines.join(which, lines[PART] == which.path).select(
+        *(lines[name] for name in COLUMNS),
+        _source=lines.source,
+        _file=which.digest,
+        _day=local_day(lines.transacted_at, utc_offsets(zone, first_year, last_year)),
+    )
+    return str(ibis.to_sql(rows, "duckdb"))
 
 
 def _entries(found: Found, known: Manifest | None, taken: _Taken) -> dict[str, TakenFile]:
