@@ -14,7 +14,6 @@ import importlib
 import json
 import math
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.report import Options, peak_memory, progress, text_table
+from benchmarks.report import Options, apart, peak_memory, text_table
 
 LINES = 1_000_000
 FULL = 10_000_000
@@ -279,7 +278,7 @@ def run(options: Options, lines: int | None = None) -> str:
     """The suite's table."""
     lines = lines or (FULL if options.full else LINES)
     make_lines(FOLDER / f"lines-{lines}", lines)
-    results = {way: _apart(way, lines) for way in WAYS}
+    results = {way: apart("features", way, lines, WAYS[way][0]) for way in WAYS}
     check(results)
     ours = results["catalogue"]
     peer = results["polars"]["seconds"]
@@ -311,17 +310,6 @@ def run(options: Options, lines: int | None = None) -> str:
             "Seconds without imports; CPU seconds, of all threads, drift less on a busy machine.",
         ),
     )
-
-
-def _apart(way: str, lines: int) -> dict[str, Any]:
-    """`measure` in a process of its own."""
-    progress(f"features: {WAYS[way][0]}")
-    command = [sys.executable, "-m", "benchmarks.features", "--way", way, "--lines", str(lines)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{way}: {done.stderr.strip()[-2000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
 
 
 def main(argv: list[str] | None = None) -> int:

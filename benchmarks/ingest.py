@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 from datetime import datetime, timedelta
@@ -24,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.report import Options, peak_memory, progress, text_table
+from benchmarks.report import Options, apart, peak_memory, text_table
 
 LINES = 1_000_000
 FULL = 10_000_000
@@ -170,7 +169,7 @@ def run(options: Options, lines: int | None = None) -> str:
     """The suite's table."""
     lines = lines or (FULL if options.full else LINES)
     make_days(FOLDER / f"days-{lines}", lines)
-    results = {way: _apart(way, lines) for way in WAYS}
+    results = {way: apart("ingest", way, lines, WAYS[way]) for way in WAYS}
     for one, other in (("once", "daily"), ("raw", "store")):
         if results[one]["sum"] != results[other]["sum"]:
             raise AssertionError(f"{one} and {other} do not agree")
@@ -200,17 +199,6 @@ def run(options: Options, lines: int | None = None) -> str:
             "Checked: the same data files, to the byte; the same features in both snapshots.",
         ),
     )
-
-
-def _apart(way: str, lines: int) -> dict[str, Any]:
-    """`measure` in a process of its own."""
-    progress(f"ingest: {WAYS[way]}")
-    command = [sys.executable, "-m", "benchmarks.ingest", "--way", way, "--lines", str(lines)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{way}: {done.stderr.strip()[-2000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
 
 
 def main(argv: list[str] | None = None) -> int:

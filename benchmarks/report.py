@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 WIDTH = 120
 THREADS = 2
@@ -53,6 +56,17 @@ def text_table(
 def progress(text: str) -> None:
     """One line on the error stream, which tables do not share."""
     print(f"  {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def apart(suite: str, way: str, lines: int, label: str) -> dict[str, Any]:
+    """What `python -m benchmarks.<suite> --way W --lines N` measures, in a process of its own."""
+    progress(f"{suite}: {label}")
+    command = [sys.executable, "-m", f"benchmarks.{suite}", "--way", way, "--lines", str(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{way}: {done.stderr.strip()[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def machine() -> str:
