@@ -299,11 +299,7 @@ def test_each_defect_is_told(defects: list[Defect]) -> None:
         ({"source": {"complete_until": "2200-01-01"}}, "warning", ("lies in the future",)),
         ({"features": {"set": ["recency_dys"]}}, "error", ("recency_dys", "recency_days")),
         (
-            {
-                "audiences": {
-                    "lapsed": {"filter": {"feature": "recency_dys", "op": ">", "value": 9}}
-                }
-            },
+            {"audiences": {"old": {"filter": {"feature": "recency_dys", "op": ">", "value": 9}}}},
             "error",
             ("audiences.old.filter", "recency_dys"),
         ),
