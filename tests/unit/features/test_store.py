@@ -149,7 +149,7 @@ def moments(lines: list[Row]) -> list[datetime]:
 
 
 @pytest.mark.parametrize(
-    "which", [0, 1, *(pytest.param(i, marks=pytest.mark.slow) for i in range(2, 7))]
+    "which", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 7))]
 )
 def test_every_feature_is_that_of_the_raw_lines(
     shop: tuple[Path, list[Row]], monkeypatch: pytest.MonkeyPatch, which: int
@@ -186,6 +186,7 @@ def assert_stored(
         assert work.stored is not None
 
 
+@pytest.mark.slow
 def test_many_moments_come_from_the_lines(
     shop: tuple[Path, list[Row]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
