@@ -60,3 +60,9 @@ def test_arms_add_up() -> None:
 def test_constant_effects_rest_on_nothing() -> None:
     model = EffectModel(np.array([1.0]))
     assert set(shares(model, 50).values()) == {0.0}
+
+
+def test_the_scale_of_effects_changes_no_share() -> None:
+    model = EffectModel(np.zeros(1), ((Linear((1.0, 2.0, 3.0)), np.ones(1)),))
+    larger = EffectModel(np.full(1, 5.0), ((Linear((1.0, 2.0, 3.0)), np.full(1, 8.0)),))
+    assert shares(larger, 500) == pytest.approx(shares(model, 500))
