@@ -50,8 +50,9 @@ def experiment(
     """Two arms; customers of two rows each; NaN, a category, and probabilities that differ
     between customers.
 
-    effect: varied (differs between customers), zero, or constant (UNIT for the first arm and half
-    of it for the second).
+    effect: varied (differs between customers), zero, constant (UNIT for the first arm and half
+    of it for the second), or proportional (of the baseline, UNIT at its highest for the first arm
+    and half of it for the second).
     """
     rng = np.random.default_rng([seed, OUTCOMES.index(outcome)])
     customers = rows // 2
@@ -63,17 +64,19 @@ def experiment(
     x = np.nan_to_num(X.astype(np.float64))
     assignment = np.where(x[:, [0]] > 0, [[0.5, 0.3, 0.2]], [[0.3, 0.4, 0.3]])
     arm = draw_arms(assignment, rng)
+    base = (x[:, 0] > 0).astype(float)
+    control = 0.2 + 0.2 * base if outcome == "binary" else 3 * base
     size = {
         "varied": np.column_stack([x[:, 2] > 0, x[:, 3] >= 2]).astype(float),
         "zero": np.zeros((rows, 2)),
         "constant": np.tile([1.0, 0.5], (rows, 1)),
+        "proportional": np.outer(control / control.max(), [1.0, 0.5]),
     }[effect]
-    base = (x[:, 0] > 0).astype(float)
     shift = np.column_stack([np.zeros(rows), size])[np.arange(rows), arm]
     if outcome == "binary":
-        y = (rng.random(rows) < 0.2 + 0.2 * base + UNIT[outcome] * shift).astype(float)
+        y = (rng.random(rows) < control + UNIT[outcome] * shift).astype(float)
     else:
-        y = 3 * base + UNIT[outcome] * shift + rng.standard_normal(rows)
+        y = control + UNIT[outcome] * shift + rng.standard_normal(rows)
     schema = Schema(("a", "b", "c", "d"), {"d": ("k", "l", "m", "n")})
     cluster = np.repeat(np.arange(customers), 2)
     return training_set(X, arm, y, assignment, cluster=cluster, schema=schema)
@@ -109,6 +112,7 @@ def test_declares_what_it_is(name: str) -> None:
     assert cls.nuisances <= {"mu", "assignment"}
     assert cls.outcomes
     assert cls.outcomes <= set(OUTCOMES)
+    assert cls.assumes in (None, "proportional")
     assert isinstance(make_learner(name), cls)
 
 
@@ -128,15 +132,22 @@ def test_effects_of_every_arm(name: str, outcome: str) -> None:
 @every_outcome
 @every_learner
 def test_finds_who_is_changed(name: str, outcome: str) -> None:
-    """Arm 1 changes who has a high `c`, arm 2 the upper levels of the category `d`."""
+    """Arm 1 changes who has a high `c`, arm 2 the upper levels of the category `d`; a learner that
+    assumes effects in proportion to the baseline gets such effects, which follow `a`."""
     learns(name, outcome)
-    data, oof = problem(outcome).data, fitted(name, outcome).oof
+    effect = LEARNERS[name].assumes or "varied"
+    data, oof = problem(outcome, effect).data, fitted(name, outcome, effect).oof
+    size = UNIT[outcome] * np.ones(2)
+    groups = [(data.X[:, 2] > 0, data.X[:, 2]), (data.X[:, 3] >= 2, data.X[:, 3])]
+    if effect == "proportional":
+        size *= [0.5, 0.25] if outcome == "binary" else [1.0, 0.5]
+        groups = [(data.X[:, 0] > 0, data.X[:, 0])] * 2
     # The S-learner shrinks; a reversed sign or a swapped arm is far away all the same.
     least = 0.05 if name == "s" else 0.35
-    for column, high in ((0, data.X[:, 2] > 0), (1, data.X[:, 3] >= 2)):
-        low = ~high & ~np.isnan(data.X[:, 2 + column])
-        gap = oof[high, column].mean() - oof[low, column].mean()
-        assert least * UNIT[outcome] < gap < 1.25 * UNIT[outcome]
+    for k, (high, trait) in enumerate(groups):
+        low = ~high & ~np.isnan(trait)
+        gap = oof[high, k].mean() - oof[low, k].mean()
+        assert least * size[k] < gap < 1.25 * size[k]
 
 
 @every_outcome

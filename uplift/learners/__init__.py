@@ -1,6 +1,6 @@
 """One learner, one file; importing the package fills the registry."""
 
-from uplift.learners import causalml_forest, dr, r, s, t, x
+from uplift.learners import causalml_forest, dr, proportional, r, s, t, x
 from uplift.learners.base import LEARNERS, Fitted, Learner, make_learner
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "causalml_forest",
     "dr",
     "make_learner",
+    "proportional",
     "r",
     "s",
     "t",

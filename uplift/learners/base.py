@@ -32,13 +32,15 @@ class Learner(ABC):
     """An estimator of the effects of K arms against control.
 
     `nuisances` declares what it needs of the shared store (`mu`: out-of-fold arm means,
-    `assignment`: the whole vector of probabilities); `outcomes`, what it can learn.
+    `assignment`: the whole vector of probabilities); `outcomes`, what it can learn; `assumes`, a
+    shape that it gives every effect: `proportional` (to the baseline), or none.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     nuisances: ClassVar[frozenset[str]]
     outcomes: ClassVar[frozenset[str]] = frozenset({"binary", "money"})
+    assumes: ClassVar[str | None] = None
 
     @abstractmethod
     def cross_fit(self, problem: Problem) -> Models:
