@@ -47,8 +47,12 @@ class Allocation:
     """upper_bound - value: never negative, at most the gain of one step of one customer."""
 
 
-class _Steps(NamedTuple):
-    """Steps along the customers' upper hulls, steepest first; equal slopes: cheapest first."""
+class Steps(NamedTuple):
+    """Steps along the customers' upper hulls, steepest first; equal slopes: cheapest first.
+
+    Each (steps,): the customer's row, the arm it comes to, what the step adds to reward and cost,
+    and reward per cost. The steps of one customer stand in their order along the hull.
+    """
 
     customer: IntArray
     arm: IntArray
@@ -159,16 +163,29 @@ def value_path(
     linear relaxation, concave in the budget. They are sums of predictions that were picked for
     being high, so the path is optimistic; the measured one comes from held-out scores.
     """
-    reward, cost, allowed = _checked(reward, cost, min_profit, eligible)
     if points < 2:
         raise DesignError(f"points: expected at least 2, found {points}.")
-    start = _free_arm(reward, cost, allowed)
-    steps = _steps(reward, cost, allowed, start, np.arange(len(reward)))
+    start, steps = hull_path(reward, cost, min_profit=min_profit, eligible=eligible)
     spent = np.concatenate([[0.0], np.cumsum(steps.price)])
     free = float(of_arm(reward, start).sum())
     gained = free + np.concatenate([[0.0], np.cumsum(steps.gain)])
     budgets = np.linspace(0.0, spent[-1], points)
     return budgets, np.interp(budgets, spent, gained)
+
+
+def hull_path(
+    reward: FloatArray,
+    cost: FloatArray,
+    *,
+    min_profit: float = 0.0,
+    eligible: BoolArray | None = None,
+) -> tuple[IntArray, Steps]:
+    """The choices at every budget at once: the (n,) arms at budget 0, those that cost nothing and
+    bring something, and the steps that a growing budget takes, steepest first. Arguments and
+    errors as in `allocate`."""
+    reward, cost, allowed = _checked(reward, cost, min_profit, eligible)
+    start = _free_arm(reward, cost, allowed)
+    return start, _steps(reward, cost, allowed, start, np.arange(len(reward)))
 
 
 def _free_arm(reward: FloatArray, cost: FloatArray, allowed: BoolArray) -> IntArray:
@@ -187,10 +204,10 @@ def _steps(
     allowed: BoolArray,
     start: IntArray,
     order: npt.NDArray[Any],
-) -> _Steps:
+) -> Steps:
     """All steps of all upper hulls in the order in which a growing budget takes them."""
     whole, real = np.zeros(0, dtype=np.int64), np.zeros(0)
-    found = [_Steps(whole, whole, real, real, real)]
+    found = [Steps(whole, whole, real, real, real)]
     for first in range(0, len(reward), _BLOCK):
         block = slice(first, first + _BLOCK)
         found += _hull_steps(reward[block], cost[block], allowed[block], start[block], first)
@@ -200,7 +217,7 @@ def _steps(
     sequence = np.argsort(-steep)
     if np.any(steep[sequence[1:]] == steep[sequence[:-1]]):
         sequence = np.lexsort((order[customer], price, -steep))
-    return _Steps(
+    return Steps(
         customer[sequence],
         np.concatenate([part.arm for part in found])[sequence],
         np.concatenate([part.gain for part in found])[sequence],
@@ -211,7 +228,7 @@ def _steps(
 
 def _hull_steps(
     reward: FloatArray, cost: FloatArray, allowed: BoolArray, start: IntArray, first: int
-) -> Iterator[_Steps]:
+) -> Iterator[Steps]:
     """The first steps of customers first, first + 1, ..., then the second steps, and so on.
 
     From its current point a customer goes to the dearer and better arm of steepest slope (of
@@ -237,7 +254,7 @@ def _hull_steps(
         # Rounding must not let a later step of a customer sort before an earlier one.
         last_slope = np.minimum(steepest[going], np.nextafter(last_slope[going], 0.0))
         rows = rows[going]
-        yield _Steps(
+        yield Steps(
             rows + first, farthest + 1, gain[farthest, going], price[farthest, going], last_slope
         )
         at_reward, at_cost = reward[farthest, going], cost[farthest, going]

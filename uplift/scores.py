@@ -55,16 +55,66 @@ def clustered_mean(values: FloatArray, cluster: IntArray) -> Estimate:
 
 
 def from_influence(estimate: float, psi: FloatArray, cluster: IntArray) -> Estimate:
-    """An estimate with its clustered standard error from (n,) influence values `psi`."""
-    _, codes = np.unique(cluster, return_inverse=True)
-    sums = np.bincount(codes, weights=psi)
-    groups = len(sums)
-    if groups < 2:
+    """An estimate with its clustered standard error from (n,) influence values `psi`.
+
+    The sums inside clusters are taken in the order of the values, so that the error does not
+    depend on the order of the rows, to the last bit.
+    """
+    codes, groups = cluster_codes(cluster)
+    if groups < len(codes):
+        order = np.lexsort((psi, codes))
+        psi, codes = psi[order], codes[order]
+    return Estimate(estimate, clustered_error(psi, codes, groups))
+
+
+def cluster_codes(cluster: IntArray) -> tuple[IntArray, int]:
+    """(n,) codes 0..G-1 of the clusters, and G; DesignError when G < 2."""
+    names, codes = np.unique(cluster, return_inverse=True)
+    if len(names) < 2:
         raise DesignError(
-            f"an interval needs at least 2 clusters, found {groups}. Evaluate on more customers."
+            f"an interval needs at least 2 clusters, found {len(names)}. "
+            "Evaluate on more customers."
         )
+    return codes.astype(np.int64, copy=False), len(names)
+
+
+def clustered_error(psi: FloatArray, codes: IntArray, groups: int) -> float:
+    """Standard error from (n,) influence values and (n,) codes 0..groups-1 of their clusters."""
+    sums = np.bincount(codes, weights=psi, minlength=groups)
     variance = groups / (groups - 1) * float(sums @ sums) / len(psi) ** 2
-    return Estimate(estimate, float(np.sqrt(variance)))
+    return float(np.sqrt(variance))
+
+
+@dataclass(frozen=True)
+class Influence:
+    """An estimate with the influence value of every row, so that differences are paired.
+
+    value  the estimate
+    psi    (n,) influence values, in the order of the rows
+    codes  (n,) codes 0..G-1 of the clusters
+    """
+
+    value: float
+    psi: FloatArray
+    codes: IntArray
+
+    def __sub__(self, other: Influence) -> Influence:
+        """The paired difference of two estimates from the same rows."""
+        if self.codes is not other.codes and not np.array_equal(self.codes, other.codes):
+            raise DesignError(
+                "a paired comparison needs the same rows on both sides: "
+                f"expected {len(self.codes)} rows with the same clusters, "
+                f"found {len(other.codes)} others. Score both on one set of rows."
+            )
+        return Influence(self.value - other.value, self.psi - other.psi, self.codes)
+
+    def scaled(self, factor: float) -> Influence:
+        return Influence(self.value * factor, self.psi * factor, self.codes)
+
+    @property
+    def estimate(self) -> Estimate:
+        """With the clustered standard error."""
+        return from_influence(self.value, self.psi, self.codes)
 
 
 @dataclass(frozen=True)
@@ -81,9 +131,18 @@ class ScoreMatrix:
     def __len__(self) -> int:
         return len(self.gamma)
 
+    def contrast(self, arm: int | IntArray) -> FloatArray:
+        """(n,) D = Gam_arm - Gam_0, of one arm or of each row's own arm (n,) codes 0..K, such as
+        the arm that a policy recommends; 0 for control."""
+        if isinstance(arm, int):
+            out: FloatArray = self.gamma[:, arm] - self.gamma[:, 0]
+        else:
+            out = self.gamma[np.arange(len(self)), arm] - self.gamma[:, 0]
+        return out
+
     def effect(self, k: int) -> Estimate:
         """Average effect of arm k against control, per row."""
-        return clustered_mean(self.gamma[:, k] - self.gamma[:, 0], self.cluster)
+        return clustered_mean(self.contrast(k), self.cluster)
 
     def gain(self, policy: FloatArray) -> Estimate:
         """Value of a policy less that of no offer, per row. `policy` (n, K): probability of
@@ -110,7 +169,8 @@ def one_hot(choice: IntArray, arms: int) -> FloatArray:
     return policy
 
 
-def _refuse_missing_ranks(rank: FloatArray) -> None:
+def refuse_missing_ranks(rank: FloatArray) -> None:
+    """DesignError when a rank is NaN or infinite."""
     bad = int((~np.isfinite(rank)).sum())
     if bad:
         raise DesignError(
@@ -122,7 +182,7 @@ def top_up_to(rank: FloatArray, cost: FloatArray, total: float | None) -> FloatA
     """(n,) share of each row that is treated when rows are taken from the highest `rank` until
     `total` cost is spent (None: everyone). Equal ranks share what is left at the cut, so row
     order never matters."""
-    _refuse_missing_ranks(rank)
+    refuse_missing_ranks(rank)
     if total is None:
         return np.ones(len(rank))
     _, block = np.unique(-rank, return_inverse=True)
@@ -151,7 +211,7 @@ def decile_table(
     """Mean of `contrast` (n,) and of `predicted` (n,) per tenth of the ranks of `score` (n,),
     highest first, with the clustered error given the ranks. A cut shares a block of equal scores,
     so row order never matters: a constant score gives the mean and its error everywhere."""
-    _refuse_missing_ranks(score)
+    refuse_missing_ranks(score)
     _, block, size = np.unique(-score, return_inverse=True, return_counts=True)
     first = np.cumsum(size) - size
     edges = np.cumsum([0, *(len(x) for x in np.array_split(np.empty(len(score)), parts))])
@@ -193,7 +253,7 @@ def qini_curve(
 ) -> tuple[FloatArray, FloatArray]:
     """Gain over cost: (points,) mean cost and mean gain per row as more rows of the ranking are
     treated, from none to all. The last point is the average effect."""
-    _refuse_missing_ranks(rank)
+    refuse_missing_ranks(rank)
     order = np.argsort(-rank, kind="stable")
     cost, contrast = tie_means(rank, cost), tie_means(rank, contrast)
     n = len(order)
