@@ -22,11 +22,11 @@ from features.orders import (
     ITEM,
     KEY,
     OF_ITEMS,
+    OF_LINES,
     STATE,
     as_versions,
     line_facts,
     order_sums,
-    shared_items,
 )
 from features.parsing import literal
 from features.spine import Scratch, Spine, forever, seen_before
@@ -34,6 +34,7 @@ from features.store.days import COLUMNS, FIRSTS, part_sums
 from features.store.manifest import Manifest, settings_digests
 
 PART = (*KEY, "order_at", "since", "is_return", *STATE)
+FIRST = tuple(f"_first_{column}" for column in FIRSTS)
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,19 @@ class Store:
             return None
         return Moment(
             self._lines(whole), self._orders(whole), self._lines(cut) if cut else None,
-            spine, config, offsets, scratch,
+            spine, config, offsets, self._absent, scratch,
         )  # fmt: skip
+
+    @cached_property
+    def _absent(self) -> frozenset[str]:
+        """Columns that no file has."""
+        given = {name for file in self.manifest.files.values() for name in file.given}
+        return frozenset(f"transactions.{name}" for name in OF_LINES if name not in given)
 
     def _lines(self, days: Sequence[str]) -> ir.Table:
         name = f"_store_lines_{days[0]}_{days[-1]}"
         files = [self.manifest.days[day].lines for day in days]
-        columns = (*COLUMNS, "_order", *(f"_first_{column}" for column in FIRSTS))
+        columns = (*COLUMNS, "_order", *FIRST)
         self._view(name, files, f"SELECT {', '.join(columns)}", "WHERE NOT _repeat")
         return self.backend.table(name)
 
@@ -101,6 +108,7 @@ class Moment:
     spine: Spine
     config: Config
     offsets: Offsets
+    absent: frozenset[str]
     scratch: Scratch
 
     @cached_property
@@ -113,48 +121,89 @@ class Moment:
         return self.scratch.keep(self._facts(own, KEY))
 
     def _facts(self, lines: ir.Table, keys: tuple[str, ...]) -> ir.Table:
-        facts, constants = line_facts(lines, self.config, self.offsets, frozenset(), keys)
+        facts, constants = line_facts(lines, self.config, self.offsets, self.absent, keys)
         return facts.mutate(**constants)
 
     @cached_property
-    def _parts(self) -> ir.Table:
-        """Shares of orders: of each day before, and of the day of the moment."""
+    def _shares(self) -> ir.Table:
+        """Shares of orders: of each day before, and of the day of the moment, without a number."""
         before = self.orders.join(self.spine.customers, "customer_id").select("_order", *PART)
-        if self._cut is None:
-            return before
-        now = part_sums(self._cut, KEY, self.config).mutate(_order=ibis.null("int64"))
-        return before.union(now.select("_order", *PART), distinct=False)
+        if self._cut is not None:
+            now = part_sums(self._cut, KEY, self.config).mutate(_order=ibis.null("int64"))
+            before = before.union(now.select("_order", *PART), distinct=False)
+        return self.scratch.keep(before.mutate(code=before.order_id.hash()))
 
     @cached_property
-    def _whole(self) -> ir.Table:
-        """Orders: `order` is the number that their lines bear, or below 0 where they have several
-        parts, or one that has no number."""
-        parts = self._parts
+    def _merged(self) -> tuple[ir.Table, ir.Table]:
+        """Shares of orders that have several or one without a number, with `order`; these orders.
+
+        Few orders are of several days, so all but these are spared the merging. Two orders of one
+        hash are merged each by itself, which changes nothing but their number.
+        """
+        shares = self._shares
+        own = shares.group_by(["customer", "code"]).agg(
+            n=shares.count(), numbers=shares["_order"].count()
+        )
+        own = self.scratch.keep(own.filter((own.n > 1) | (own.numbers == 0)))
+        parts = self.scratch.keep(shares.semi_join(own, ["customer", "code"]))
         merged = parts.group_by(list(KEY)).agg(
-            number=parts["_order"].min(),
-            numbered=parts["_order"].count() == parts.count(),
-            parts=parts.count(),
             order_at=parts.order_at.min(),
             since=parts.since.max(),
             **order_sums(parts, self.config),
         )
-        own = merged.numbered & (merged.parts == 1)
-        further = -1 - ibis.row_number().over(ibis.window())
-        return self.scratch.keep(merged.mutate(order=ibis.ifelse(own, merged.number, further)))
+        merged = self.scratch.keep(merged.mutate(order=-1 - ibis.row_number().over(ibis.window())))
+        return parts.inner_join(merged.select(*KEY, "order"), KEY), merged
 
     @cached_property
     def versions(self) -> ir.Table:
-        """All orders, as `orders.only_versions` gives those of several lines."""
-        return self.scratch.keep(as_versions(self._whole.mutate(until=forever()), self.offsets))
+        """All orders, as `orders.only_versions` gives those of several lines.
+
+        `order` is the number that their lines bear, or below 0 for orders of `_merged`.
+        """
+        parts, merged = self._merged
+        alone = self._shares.filter(self._shares["_order"].notnull())
+        alone = alone.anti_join(parts, ["customer", "code"]).mutate(order=alone["_order"])
+        names = ("order", *(name for name in PART if name != "order_id"))
+        every = alone.select(*names).union(merged.select(*names), distinct=False)
+        return self.scratch.keep(as_versions(every.mutate(until=forever()), self.offsets))
 
     @cached_property
     def returns(self) -> ir.Table:
         """Return lines, none with a number of an order."""
-        before = self.days.join(self.spine.customers, "customer_id")
-        found = self._facts(before, ("customer",))
+        found = self._facts(self.days, ("customer_id",))
+        found = found.filter(found.is_return).join(self.spine.customers, "customer_id")
+        found = found.drop("customer_id")
         if self._cut is not None:
-            found = found.union(self._cut.drop("order_id"), distinct=False)
-        return self.scratch.keep(found.filter(found.is_return).mutate(order=ibis.null("int64")))
+            now = self._cut.filter(self._cut.is_return)
+            found = found.union(now.select(*found.columns), distinct=False)
+        return self.scratch.keep(found).mutate(order=ibis.null("int64"))
+
+    @cached_property
+    def _items(self) -> ir.Table:
+        """Purchase lines of valid orders, of the days before; `order` is that of `versions`."""
+        facts, constants = line_facts(
+            self.days, self.config, self.offsets, self.absent, ("_order", *FIRST)
+        )
+        bought = facts.filter(facts.bought)
+        valid = self._valid
+        parts = self._merged[0].filter(self._merged[0]["_order"].notnull())
+        parts = parts.select("_order", "order").inner_join(valid, "order")
+        alone = valid.filter(valid.order > 0).mutate(_order=valid.order)
+        orders = alone.select(*parts.columns).union(parts, distinct=False)
+        joined = bought.inner_join(orders, "_order")
+        found = joined.select(
+            *("order", "version"),
+            **{name: orders[name] for name in ITEM},
+            **{name: bought[name] for name in OF_ITEMS if name not in constants},
+            **{name: bought[name] for name in FIRST},
+        )
+        constants = {name: value for name, value in constants.items() if name in OF_ITEMS}
+        return self.scratch.keep(found).mutate(**constants)
+
+    @cached_property
+    def _valid(self) -> ir.Table:
+        valid = self.versions.filter(self.versions.valid)
+        return valid.select("order", "version", *ITEM[:-1], order_paid=valid.paid)
 
     @cached_property
     def valued(self) -> tuple[ir.Table, ir.Table]:
@@ -163,27 +212,14 @@ class Moment:
         As `orders.order_items`. The former have `first_<column>` too: whether the line is the first
         of its order with its value.
         """
-        firsts = tuple(f"_first_{column}" for column in FIRSTS)
-        lines = self._facts(self.days, ("_order", *firsts))
-        bought = lines.filter(lines.bought)
-        valid = self.versions.filter(self.versions.valid & (self.versions.order > 0))
-        valid = valid.mutate(order_paid=valid.paid)
-        joined = bought.inner_join(valid, bought["_order"] == valid.order)
-        single = joined.select(
-            **{name: valid[name] for name in ITEM},
-            **{name: bought[name] for name in OF_ITEMS},
-            **{name.removeprefix("_"): bought[name] for name in firsts},
+        items = self._items
+        single = items.filter(items.order > 0).select(
+            *ITEM, *OF_ITEMS, **{name.removeprefix("_"): items[name] for name in FIRST}
         )
-        return single, shared_items(self._lines_of_others(bought), self.versions)
-
-    def _lines_of_others(self, bought: ir.Table) -> ir.Table:
-        """Purchase lines of orders that are of several days or of the day of the moment."""
-        others = self._whole.filter(self._whole.order < 0).select(*KEY, "order")
-        needed = ("order", "at", *OF_ITEMS)
-        known = self._parts.filter(self._parts["_order"].notnull())
-        numbers = self.scratch.keep(known.inner_join(others, KEY).select("_order", "order"))
-        found = bought.inner_join(numbers, "_order").select(*needed)
+        others = items.filter(items.order < 0).select("version", *ITEM, *OF_ITEMS)
         if self._cut is not None:
-            now = self._cut.filter(self._cut.bought).inner_join(others, KEY).select(*needed)
-            found = found.union(now, distinct=False)
-        return found
+            bought = self._cut.filter(self._cut.bought)
+            merged = self._merged[1].select(*KEY, "order")
+            now = bought.inner_join(merged, KEY).inner_join(self._valid, "order")
+            others = others.union(now.select(*others.columns), distinct=False)
+        return single, others
