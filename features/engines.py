@@ -10,10 +10,12 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import ibis
+import ibis.expr.operations as ops
 import ibis.expr.types as ir
 import pyarrow as pa
 
 from features.config import Config
+from features.parsing import quote
 from features.tables import Tables
 
 
@@ -53,7 +55,24 @@ class DuckDB:
         return ibis.memtable(table)
 
     def keep(self, relation: ir.Table, name: str) -> ir.Table:
-        return self.con.create_table(name, relation, temp=True)
+        # As Ibis' create_table, but: texts may stay an ENUM, rows may come in any order, and the
+        # engine is not asked for the columns that are known.
+        schema, types = relation.schema(), self.con.compiler.type_mapper
+        columns = ", ".join(
+            quote(column)
+            if kind.is_string()
+            else f"CAST({quote(column)} AS {types.to_string(kind)}) AS {quote(column)}"
+            for column, kind in schema.items()
+        )
+        self.con._run_pre_execute_hooks(relation)
+        query = self.con.compile(relation)
+        con = self.con.con
+        con.execute("SET preserve_insertion_order = false")
+        try:
+            con.execute(f"CREATE TEMP TABLE {quote(name)} AS SELECT {columns} FROM ({query})")
+        finally:
+            con.execute("SET preserve_insertion_order = true")
+        return table_of(self.con, name, schema)
 
     def fetch(self, relation: ir.Table) -> pa.Table:
         return self.con.to_pyarrow(relation)
@@ -68,6 +87,11 @@ class DuckDB:
 
     def drop(self, name: str) -> None:
         self.con.raw_sql(f'DROP TABLE IF EXISTS "{name}"')
+
+
+def table_of(con: Any, name: str, schema: ibis.Schema) -> ir.Table:
+    """A table or view of a DuckDB backend whose columns are known."""
+    return ops.DatabaseTable(name, schema=schema, source=con, namespace=ops.Namespace()).to_expr()
 
 
 def engine_of(con: Any) -> Engine:
