@@ -12,19 +12,18 @@ import numpy as np
 
 from features.config import Config
 from training.dataset import Dataset
-from uplift.boosting import Binned, Settings, cross_fit
+from uplift.assignment import CLIP, estimate_assignment
+from uplift.boosting import Binned, Settings
 from uplift.costs import FittedCosts, fit_costs
 from uplift.data import (
     BoolArray,
-    FloatArray,
-    IntArray,
     TrainingSet,
     draw_folds,
     split_clusters,
     stream,
 )
 from uplift.effects import EffectModel
-from uplift.learners import Fitted, make_learner
+from uplift.learners import LEARNERS, Fitted, make_learner
 from uplift.nuisances import Problem, prepare
 from uplift.offers import Offer
 from uplift.response import FittedResponse, fit_response
@@ -36,8 +35,6 @@ T = TypeVar("T")
 TREES: dict[str, Any] = {"rounds": 100, "num_leaves": 6, "learning_rate": 0.08}
 LEAVES_OF_ROWS = 300
 AVERAGE = "average"
-# An estimated probability is clipped; a known one never.
-CLIP = 0.01
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,14 @@ def fit_models(
     fold = draw_folds(train.cluster, train.arm, config.training.folds, rng)
     binned = Binned(train.X, data.schema.categorical, settings.threads)
     if dataset.estimated:
-        progress("assignment model (not randomised)")
-        train, test = _estimate_assignment(train, test, binned, fold, settings)
+        estimated = estimate_assignment(train, binned, fold, settings)
+        progress(
+            "assignment estimated (not randomised): in "
+            f"{estimated.clipped:.1%} of the rows an arm is clipped at {CLIP:.0%}"
+        )
+        elsewhere = estimated.on(test.X, test.assignment > 0, settings.threads)
+        train = replace(train, assignment=estimated.probabilities)
+        test = replace(test, assignment=elsewhere)
     seconds: dict[str, float] = {}
     with_clock = _Clock(seconds, progress)
     outcome = with_clock(
@@ -101,17 +104,26 @@ def fit_models(
         )
     )
     learners: dict[str, Fitted] = {}
-    for name in config.training.learners:
-        learners[name] = with_clock(name, partial(make_learner(name).fit, outcome))
-    boosted = [fitted for name, fitted in learners.items() if name != "causalml_forest"]
-    if len(boosted) > 1:
-        learners[AVERAGE] = average(boosted)
-        seconds[AVERAGE] = sum(seconds[fitted.name] for fitted in boosted)
+    # What combines others comes after them.
+    for name in sorted(config.training.learners, key=lambda name: make_learner(name).combines):
+        learners[name] = with_clock(name, partial(make_learner(name, learners).fit, outcome))
+    joining = [fitted for name, fitted in learners.items() if LEARNERS[name].joins]
+    if len(joining) > 1 and not any(LEARNERS[name].combines for name in learners):
+        learners[AVERAGE] = average(joining)
+        seconds[AVERAGE] = sum(seconds[fitted.name] for fitted in joining)
     costs = with_clock("costs", lambda: fit_costs(train, binned, fold, settings))
     control = np.flatnonzero(train.arm == 0)
     response = with_clock(
         "response",
-        lambda: fit_response(binned, train.X, control, train.converted[control], fold, settings),
+        lambda: fit_response(
+            binned,
+            train.X,
+            control,
+            train.converted[control],
+            fold,
+            settings,
+            weight=train.weight_of(control),
+        ),
     )
     return Models(train, test, is_test, outcome, money, learners, seconds, costs, response, offers)
 
@@ -124,7 +136,8 @@ def average(learners: list[Fitted]) -> Fitted:
         np.sum([part.constant for part in parts], axis=0),
         tuple(term for part in parts for term in part.terms),
     )
-    return Fitted(AVERAGE, np.mean([fitted.oof for fitted in learners], axis=0), model)
+    oof = np.mean([fitted.oof for fitted in learners], axis=0)
+    return Fitted(AVERAGE, oof, model, ())
 
 
 class _Clock:
@@ -139,30 +152,3 @@ class _Clock:
         self.seconds[name] = time.monotonic() - started
         self.progress(f"{name}: {self.seconds[name]:.1f} s")
         return result
-
-
-def _estimate_assignment(
-    train: TrainingSet, test: TrainingSet, binned: Binned, fold: IntArray, settings: Settings
-) -> tuple[TrainingSet, TrainingSet]:
-    """Replace shares by estimated probabilities P(arm | x): one model per arm out of fold,
-    at least CLIP and scaled to sum to 1. An arm that the row's campaign did not have stays
-    impossible."""
-    train_odds = np.empty_like(train.assignment)
-    test_odds = np.empty_like(test.assignment)
-    rows = np.arange(len(train))
-    for k in range(train.n_arms + 1):
-        drawn = (train.arm == k).astype(float)
-        fitted = cross_fit(binned, rows, drawn, fold, settings, binary=True)
-        train_odds[:, k] = fitted.out_of_fold(train.X, fold, settings.threads)
-        test_odds[:, k] = fitted.full.predict(test.X, settings.threads)[:, 0]
-    return (
-        replace(train, assignment=_normalised(train_odds, train.assignment)),
-        replace(test, assignment=_normalised(test_odds, test.assignment)),
-    )
-
-
-def _normalised(odds: FloatArray, design: FloatArray) -> FloatArray:
-    possible = design > 0
-    p = np.where(possible, np.clip(odds, CLIP, 1.0), 0.0)
-    out: FloatArray = p / p.sum(axis=1, keepdims=True)
-    return out

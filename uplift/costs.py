@@ -35,11 +35,12 @@ def fit_costs(data: TrainingSet, binned: Binned, fold: IntArray, settings: Setti
     models, ratios = [], np.ones(data.n_arms)
     for k in range(1, data.n_arms + 1):
         rows = np.flatnonzero(data.arm == k)
-        fitted = cross_fit(binned, rows, data.cost[rows], fold, settings)
+        weight = data.weight_of(rows)
+        fitted = cross_fit(binned, rows, data.cost[rows], fold, settings, weight=weight)
         predicted = np.maximum(fitted.out_of_fold(data.X, fold, settings.threads), 0)
-        total = predicted[rows].sum()
+        total = data.weight[rows] @ predicted[rows]
         if total > 0:
-            ratios[k - 1] = data.cost[rows].sum() / total
+            ratios[k - 1] = data.weight[rows] @ data.cost[rows] / total
         oof[:, k - 1] = predicted * ratios[k - 1]
         models.append(fitted.full.scaled(ratios[k - 1]))
     return FittedCosts(oof, stack(models), ratios)
@@ -58,7 +59,9 @@ def calibrate_costs(data: TrainingSet, cost: FloatArray, cate: FloatArray) -> Fl
         rows = data.arm == k + 1
         design = np.column_stack([np.ones(rows.sum()), cost[rows, k], cate[rows, k]])
         if rows.sum() >= MIN_ROWS and np.linalg.matrix_rank(design) == design.shape[1]:
-            out[k] = np.linalg.lstsq(design, data.cost[rows], rcond=None)[0]
+            root = np.sqrt(data.weight[rows])
+            scaled = design * root[:, None]
+            out[k] = np.linalg.lstsq(scaled, data.cost[rows] * root, rcond=None)[0]
     return out
 
 

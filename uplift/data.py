@@ -105,6 +105,8 @@ class TrainingSet:
     cluster      (n,) codes of the unit of randomisation
     customer     (n,) customer ids
     assigned_at  (n,) UTC
+    weight       (n,) how many rows each stands for, above 0; not given: 1. It enters every fit,
+                 share and score as that many equal rows of the same customer would
     """
 
     schema: Schema
@@ -119,8 +121,17 @@ class TrainingSet:
     cluster: IntArray
     customer: npt.NDArray[np.object_]
     assigned_at: npt.NDArray[np.datetime64]
+    weight: FloatArray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        if self.weight is None:
+            object.__setattr__(self, "weight", np.ones(len(self)))
+        if not (np.isfinite(self.weight) & (self.weight > 0)).all():
+            raise DesignError(
+                "row weights must be finite and above 0, found "
+                f"{self.weight[~(np.isfinite(self.weight) & (self.weight > 0))][:5].tolist()}. "
+                "Leave out the rows that stand for nothing."
+            )
         for name in ("y", "reward", "cost", "converted", "assignment"):
             values = getattr(self, name)
             bad = ~np.isfinite(values)
@@ -153,6 +164,10 @@ class TrainingSet:
     def own_probability(self) -> FloatArray:
         """(n,) probability of the arm that each row got."""
         return self.assignment[np.arange(len(self)), self.arm]
+
+    def weight_of(self, rows: BoolArray | IntArray) -> FloatArray | None:
+        """Weights of these rows; None where no row of the set has another weight than 1."""
+        return None if (self.weight == 1).all() else self.weight[rows]
 
     def rows(self, index: BoolArray | IntArray) -> TrainingSet:
         """The same set with these rows only."""

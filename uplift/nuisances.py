@@ -48,12 +48,19 @@ class Problem:
         return len(self.arm_means)
 
     def contrast(self, k: int) -> tuple[IntArray, FloatArray, FloatArray]:
-        """Rows where arm k could be drawn, their Gam_k - Gam_0, and inverse-variance weights
-        1 / (1/e_k + 1/e_0), mean 1."""
+        """Rows where arm k could be drawn, their Gam_k - Gam_0, and the rows' weights times the
+        inverse variance 1 / (1/e_k + 1/e_0), scaled to the sum of the rows' weights."""
         e = self.data.assignment
         rows = np.flatnonzero((e[:, k] > 0) & (e[:, 0] > 0))
-        weight = 1 / (1 / e[rows, k] + 1 / e[rows, 0])
-        return rows, self.gamma[rows, k] - self.gamma[rows, 0], weight / weight.mean()
+        own, precision = self.data.weight[rows], self.precision(rows, k)
+        weight = own * precision / np.average(precision, weights=own)
+        return rows, self.gamma[rows, k] - self.gamma[rows, 0], weight
+
+    def precision(self, rows: IntArray, k: int) -> FloatArray:
+        """(len(rows),) 1 / (1/e_k + 1/e_0): inverse variance of Gam_k - Gam_0 but for a factor."""
+        e = self.data.assignment[rows]
+        out: FloatArray = 1 / (1 / e[:, k] + 1 / e[:, 0])
+        return out
 
     def mean_on(self, X: Float32Array) -> FloatArray:
         """(n, K + 1) arm means at rows that are not among the training rows."""
@@ -75,11 +82,13 @@ def prepare(
     fits = []
     for k in range(arms):
         rows = np.flatnonzero(data.arm == k)
-        fitted = cross_fit(binned, rows, target[rows], fold, settings, binary=binary)
+        weight = data.weight_of(rows)
+        fitted = cross_fit(binned, rows, target[rows], fold, settings, weight=weight, binary=binary)
         mu[:, k] = fitted.out_of_fold(data.X, fold, settings.threads)
         fits.append(fitted)
     means, full = side_by_side(fits)
-    gamma = doubly_robust(mu, realised(data.assignment, data.arm), data.arm, target)
+    shares = realised(data.assignment, data.arm, data.weight)
+    gamma = doubly_robust(mu, shares, data.arm, target)
     return Problem(data, binned, target, binary, fold, mu, means, full, gamma, settings, seed)
 
 
@@ -94,8 +103,9 @@ def doubly_robust(
     return gamma
 
 
-def realised(assignment: FloatArray, arm: IntArray) -> FloatArray:
-    """(n, K + 1) actual shares of the rows in place of a constant design's probabilities.
+def realised(assignment: FloatArray, arm: IntArray, weight: FloatArray | None = None) -> FloatArray:
+    """(n, K + 1) actual shares of the rows in place of a constant design's probabilities, rows
+    counted by `weight` (n,).
 
     Rows with the same vector of probabilities form a stratum; its own shares give a smaller
     variance than the design's (Hirano, Imbens & Ridder 2003). Strata in which an arm that could
@@ -104,7 +114,7 @@ def realised(assignment: FloatArray, arm: IntArray) -> FloatArray:
     """
     designs, stratum = np.unique(assignment, axis=0, return_inverse=True)
     counts = np.zeros_like(designs)
-    np.add.at(counts, (stratum.ravel(), arm), 1.0)
+    np.add.at(counts, (stratum.ravel(), arm), 1.0 if weight is None else weight)
     fit = np.where(designs > 0, counts >= MIN_SHARE_ROWS, counts == 0)
     enough: BoolArray = np.all(fit, axis=1)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)

@@ -90,25 +90,30 @@ def fit_response(
     y: FloatArray,
     fold: IntArray,
     settings: Settings,
+    weight: FloatArray | None = None,
 ) -> FittedResponse:
-    """Fit on `rows` (positions in X) with 0/1 outcomes `y`; `fold` (len(X),) of every row."""
-    fitted = cross_fit(data, rows, y, fold, settings, binary=True, link="identity")
+    """Fit on `rows` (positions in X) with 0/1 outcomes `y` and `weight` alike; `fold` (len(X),)
+    of every row."""
+    fitted = cross_fit(data, rows, y, fold, settings, weight=weight, binary=True, link="identity")
     log_odds = fitted.out_of_fold(X, fold, settings.threads)
-    slope, intercept = platt(log_odds[rows], y)
+    slope, intercept = platt(log_odds[rows], y, weight)
     model = ResponseModel(fitted.full, slope, intercept)
     return FittedResponse(model, sigmoid(intercept + slope * log_odds), fitted.rounds)
 
 
-def platt(log_odds: FloatArray, y: FloatArray) -> tuple[float, float]:
-    """Slope and intercept of the logistic regression of 0/1 `y` on `log_odds`, both (n,).
+def platt(
+    log_odds: FloatArray, y: FloatArray, weight: FloatArray | None = None
+) -> tuple[float, float]:
+    """Slope and intercept of the logistic regression of 0/1 `y` on `log_odds`, both (n,), rows
+    weighted by `weight` (n,).
 
     These are Cox's (1958) calibration slope and intercept as well: 1 and 0 when calibrated. A
     slope that is not positive would turn the ranking round: then the mean rate alone is kept.
     """
-    rate = float(np.clip(y.mean(), _EPS, 1 - _EPS))
+    rate = float(np.clip(np.average(y, weights=weight), _EPS, 1 - _EPS))
     flat = 0.0, float(np.log(rate / (1 - rate)))
     if np.ptp(log_odds) == 0 or np.ptp(y) == 0:
         return flat
-    model = LogisticRegression(C=1e6, max_iter=1000).fit(log_odds[:, None], y)
+    model = LogisticRegression(C=1e6, max_iter=1000).fit(log_odds[:, None], y, weight)
     slope, intercept = float(model.coef_[0, 0]), float(model.intercept_[0])
     return (slope, intercept) if slope > 0 else flat

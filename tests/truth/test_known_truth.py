@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from tests.truth.worlds import TABLE_SETTINGS, WORLDS, make_world, problem_of, training_set
-from uplift.learners import LEARNERS, make_learner
+from uplift.learners import LEARNERS, Fitted, make_learner
 from uplift.learners import x as x_module
+from uplift.learners.ensemble import MEMBERS
 from uplift.nuisances import Problem
 
 # RMSE of the effects with 20,000 rows, mean of 10 seeds. DR is weighted by inverse variance.
@@ -26,8 +27,8 @@ TABLE = {
 # What a constant, the true average effect, scores.
 CONSTANT = {"heterogeneous": 0.231, "confounded": 0.231, "rare": 0.150, "binary": 0.036}
 # These aren't in the table: causalml's forest is held to the contract tests, the proportional
-# learner to what a constant scores (its baselines vary about 0).
-BESIDES = {"causalml_forest", "proportional"}
+# learner to what a constant scores (its baselines vary about 0), the ensemble to its members.
+BESIDES = {"causalml_forest", "proportional", "ensemble"}
 IN_TABLE = sorted(TABLE["null"])
 # Constant effects are among the contract tests.
 SMALL = [(world, name) for world in TABLE if world != "constant" for name in IN_TABLE]
@@ -54,6 +55,7 @@ def errors(world: str, name: str, rows: int, seed: int) -> tuple[float, float]:
 def _forget() -> Iterator[None]:
     yield
     problem.cache_clear()
+    members.cache_clear()
 
 
 def test_the_table_names_every_learner_and_world() -> None:
@@ -82,6 +84,24 @@ def test_the_proportional_learner_is_no_worse_than_a_constant(world: str) -> Non
     """No ratio explodes where baselines vary about 0, and shrinkage keeps what is clear."""
     rmse, _ = errors(world, "proportional", 5_000, seed=3)
     assert rmse <= 1.1 * CONSTANT.get(world, 0.0) + 0.08
+
+
+@functools.cache
+def members(world: str) -> dict[str, Fitted]:
+    return {name: make_learner(name).fit(problem(world, 5_000, 3)) for name in MEMBERS}
+
+
+@pytest.mark.parametrize("world", TABLE)
+def test_the_ensemble_is_about_as_good_as_the_mean_or_better(world: str) -> None:
+    found = members(world)
+    test = make_world(world, 5_000, np.random.default_rng([3, 2]))
+    made = make_learner("ensemble", found).fit(problem(world, 5_000, 3))
+    effects = {name: fitted.model.predict(test.X, 1) for name, fitted in found.items()}
+    effects["mean"] = np.mean(list(effects.values()), axis=0)
+    error = {name: np.sqrt(np.mean((tau - test.tau) ** 2)) for name, tau in effects.items()}
+    own = np.sqrt(np.mean((made.model.predict(test.X, 1) - test.tau) ** 2))
+    assert own <= 1.1 * error["mean"] + 0.005
+    assert own <= float(np.median(list(error.values())))
 
 
 def small_bound(world: str, name: str) -> float:

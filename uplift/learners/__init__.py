@@ -1,6 +1,6 @@
 """One learner, one file; importing the package fills the registry."""
 
-from uplift.learners import causalml_forest, dr, proportional, r, s, t, x
+from uplift.learners import causalml_forest, dr, ensemble, proportional, r, s, t, x
 from uplift.learners.base import LEARNERS, Fitted, Learner, make_learner
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Learner",
     "causalml_forest",
     "dr",
+    "ensemble",
     "make_learner",
     "proportional",
     "r",

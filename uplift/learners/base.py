@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from uplift.boosting import CrossFit
-from uplift.data import FloatArray
+from uplift.data import FloatArray, IntArray
 from uplift.effects import EffectModel
 from uplift.errors import DesignError
 from uplift.nuisances import Problem, side_by_side
+from uplift.scores import Estimate, from_influence
 
 Models = tuple[tuple[EffectModel, ...], EffectModel]
 
@@ -21,11 +22,13 @@ Models = tuple[tuple[EffectModel, ...], EffectModel]
 @dataclass(frozen=True)
 class Fitted:
     """`oof` (n, K) effects of the training rows, each by the model that did not see its
-    customer; `model`, learned from all training rows, which is what is served."""
+    customer; `model`, learned from all training rows, which is what is served; `folds`, the models
+    that `oof` comes from."""
 
     name: str
     oof: FloatArray
     model: EffectModel
+    folds: tuple[EffectModel, ...]
 
 
 class Learner(ABC):
@@ -33,7 +36,8 @@ class Learner(ABC):
 
     `nuisances` declares what it needs of the shared store (`mu`: out-of-fold arm means,
     `assignment`: the whole vector of probabilities); `outcomes`, what it can learn; `assumes`, a
-    shape that it gives every effect: `proportional` (to the baseline), or none.
+    shape that it gives every effect: `proportional` (to the baseline), or none. One that `combines`
+    is made of `others`, what was fitted before it, as far as those declare that they join.
     """
 
     name: ClassVar[str]
@@ -41,6 +45,11 @@ class Learner(ABC):
     nuisances: ClassVar[frozenset[str]]
     outcomes: ClassVar[frozenset[str]] = frozenset({"binary", "money"})
     assumes: ClassVar[str | None] = None
+    combines: ClassVar[bool] = False
+    joins: ClassVar[bool] = True
+
+    def __init__(self, others: Mapping[str, Fitted] | None = None) -> None:
+        self.others = dict(others or {})
 
     @abstractmethod
     def cross_fit(self, problem: Problem) -> Models:
@@ -66,7 +75,7 @@ class Learner(ABC):
         for f, model in enumerate(models):
             held = problem.fold == f
             oof[held] = model.predict(problem.data.X[held], problem.settings.threads)
-        return Fitted(self.name, oof, full)
+        return Fitted(self.name, oof, full, models)
 
 
 LEARNERS: dict[str, type[Learner]] = {}
@@ -78,15 +87,34 @@ def learner(cls: type[Learner]) -> type[Learner]:
     return cls
 
 
-def make_learner(name: str) -> Learner:
-    """The learner of that name; an unknown name lists the known ones."""
+def make_learner(name: str, others: Mapping[str, Fitted] | None = None) -> Learner:
+    """The learner of that name, with what was fitted before it for one that combines; an unknown
+    name lists the known ones."""
     if name not in LEARNERS:
         raise DesignError(
             f"training.learners: unknown learner {name!r}, expected {', '.join(sorted(LEARNERS))}"
         )
-    return LEARNERS[name]()
+    return LEARNERS[name](others)
 
 
 def per_arm(problem: Problem, fit_arm: Callable[[int], CrossFit]) -> Models:
     """Side by side what `fit_arm(k)` gives for each arm k = 1..K."""
     return side_by_side([fit_arm(k) for k in range(1, problem.data.n_arms + 1)])
+
+
+def weighted_mean(values: FloatArray, weight: FloatArray, cluster: IntArray) -> Estimate:
+    """sum(weight * values) / sum(weight), all (n,), with its clustered standard error."""
+    return ratio_of_sums(weight * values, weight, cluster)
+
+
+def ratio_of_sums(above: FloatArray, below: FloatArray, cluster: IntArray) -> Estimate:
+    """sum(above) / sum(below), all (n,), with the clustered standard error of a ratio (delta
+    method)."""
+    value = float(above.sum() / below.sum())
+    return from_influence(value, (above - value * below) / below.mean(), cluster)
+
+
+def shrinkage(e: Estimate) -> float:
+    """max(0, 1 - se^2 / value^2): what to keep of an estimate that may well be of 0 (James & Stein
+    1961, positive part, where the prior's variance comes from this one number)."""
+    return max(0.0, 1.0 - (e.se / e.value) ** 2) if e.value else 0.0

@@ -30,6 +30,7 @@ class CausalmlForest(Learner):
     name = "causalml_forest"
     title = "causalml's uplift or causal forest"
     nuisances = frozenset({"assignment"})
+    joins = False  # its trees are walked in numpy: too slow to be part of every score
 
     def cross_fit(self, problem: Problem) -> Models:
         forests = []
@@ -42,11 +43,11 @@ class CausalmlForest(Learner):
     def _forest(problem: Problem, rows: IntArray, rng: np.random.Generator) -> EffectModel:
         data = problem.data
         # The forests compare plain means of the arms, so where the probabilities differ between
-        # customers rows are drawn in proportion to 1 / e of their arm. Arms of equal share for
+        # customers rows are drawn in proportion to weight / e of their arm. Arms of equal share for
         # everyone keep their shares.
-        inverse = 1 / data.own_probability[rows]
+        inverse = data.weight[rows] / data.own_probability[rows]
         expected = np.array([inverse[data.arm[rows] == k].sum() for k in range(data.n_arms + 1)])
-        count = np.bincount(data.arm[rows], minlength=data.n_arms + 1)
+        count = np.bincount(data.arm[rows], weights=data.weight[rows], minlength=data.n_arms + 1)
         p = inverse * (count / np.maximum(expected, 1e-300))[data.arm[rows]]
         size = min(ROWS, len(rows))
         varies = np.ptp(p) > 1e-9

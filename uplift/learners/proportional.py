@@ -7,9 +7,15 @@ import numpy as np
 from uplift.boosting import cross_fit
 from uplift.data import BoolArray, FloatArray, IntArray
 from uplift.effects import EffectModel
-from uplift.learners.base import Learner, Models, learner
+from uplift.learners.base import (
+    Learner,
+    Models,
+    learner,
+    ratio_of_sums,
+    shrinkage,
+    weighted_mean,
+)
 from uplift.nuisances import Problem, stack
-from uplift.scores import Estimate, clustered_mean, from_influence
 
 # A mean that is not this many standard errors above 0 is no denominator.
 CLEAR = 2.0
@@ -42,14 +48,14 @@ class ProportionalLearner(Learner):
     def cross_fit(self, problem: Problem) -> Models:
         data = problem.data
         rows = np.arange(len(data))
-        shares = np.bincount(data.arm, minlength=data.n_arms + 1) / len(data)
+        shares = np.bincount(data.arm, data.weight, data.n_arms + 1) / data.weight.sum()
         baseline = cross_fit(
             problem.binned,
             rows,
             problem.target,
             problem.fold,
             problem.settings,
-            weight=shares[data.arm] / data.own_probability,
+            weight=data.weight * shares[data.arm] / data.own_probability,
             binary=problem.binary,
         )
         level = baseline.out_of_fold(data.X, problem.fold, problem.settings.threads)
@@ -71,13 +77,15 @@ class ProportionalLearner(Learner):
         """From the rows of `part`: what `level` is multiplied by, and the effect for all. The
         first is NaN where there is no denominator."""
         rows, contrast, weight, control, cluster = _of(problem, k, part)
-        constant = _shrunk(_ratio(weight * contrast, weight, cluster))
-        below = clustered_mean(weight * control, cluster)
+        average = weighted_mean(contrast, weight, cluster)
+        constant = average.value * shrinkage(average)
+        below = weighted_mean(control, weight, cluster)
         predicted = float(weight @ level[rows])
         if below.value <= CLEAR * below.se or predicted <= 0:
             return np.nan, constant
-        ratio = _shrunk(_ratio(weight * contrast, weight * control, cluster))
-        return ratio * float(weight @ control) / predicted, constant
+        ratio = ratio_of_sums(weight * contrast, weight * control, cluster)
+        scale = float(weight @ control) / predicted
+        return ratio.value * shrinkage(ratio) * scale, constant
 
     @staticmethod
     def _follows(
@@ -88,8 +96,8 @@ class ProportionalLearner(Learner):
             return False
         rows, contrast, weight, _, cluster = _of(problem, k)
         multiple, constant = np.array(fits)[problem.fold[rows]].T
-        loss = weight * ((contrast - multiple * level[rows]) ** 2 - (contrast - constant) ** 2)
-        worse = clustered_mean(loss, cluster)
+        loss = (contrast - multiple * level[rows]) ** 2 - (contrast - constant) ** 2
+        worse = weighted_mean(loss, weight, cluster)
         return worse.value <= worse.se
 
 
@@ -103,16 +111,6 @@ def _of(
         kept = part[rows]
         rows, contrast, weight = rows[kept], contrast[kept], weight[kept]
     return rows, contrast, weight, problem.gamma[rows, 0], problem.data.cluster[rows]
-
-
-def _ratio(above: FloatArray, below: FloatArray, cluster: IntArray) -> Estimate:
-    """sum(above) / sum(below), with the standard error of a ratio (delta method)."""
-    value = float(above.sum() / below.sum())
-    return from_influence(value, (above - value * below) / below.mean(), cluster)
-
-
-def _shrunk(e: Estimate) -> float:
-    return e.value * max(0.0, 1.0 - (e.se / e.value) ** 2) if e.value else 0.0
 
 
 def _times(model: EffectModel, multiple: float, constant: float) -> EffectModel:

@@ -31,12 +31,13 @@ class RLearner(Learner):
         share = e[rows, k] / (e[rows, k] + e[rows, 0])
         mean = share * mu[rows, k] + (1 - share) * mu[rows, 0]
         residual = (data.arm[rows] == k) - share
+        own = data.weight[rows]
         return cross_fit(
             problem.binned,
             rows,
             (problem.target[rows] - mean) / residual,
             problem.fold,
             problem.settings,
-            weight=residual**2 / np.mean(residual**2),
+            weight=own * residual**2 / np.average(residual**2, weights=own),
             valid=problem.contrast(k),
         )

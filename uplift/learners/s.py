@@ -33,6 +33,7 @@ class SLearner(Learner):
             problem.target,
             problem.fold,
             problem.settings,
+            weight=data.weight_of(np.arange(len(data))),
             binary=problem.binary,
         )
         effects = [self._effects(model, arms) for model in (*fitted.models, fitted.full)]

@@ -30,12 +30,8 @@ class XLearner(Learner):
     def _arm(problem: Problem, k: int) -> CrossFit:
         data, mu, y = problem.data, problem.mu, problem.target
         eligible, contrast, weight = problem.contrast(k)
-        share = float(
-            np.mean(
-                data.assignment[eligible, k]
-                / (data.assignment[eligible, k] + data.assignment[eligible, 0])
-            )
-        )
+        e = data.assignment[eligible]
+        share = float(np.average(e[:, k] / (e[:, k] + e[:, 0]), weights=data.weight[eligible]))
         control = np.flatnonzero((data.arm == 0) & (data.assignment[:, k] > 0))
         treated = np.flatnonzero((data.arm == k) & (data.assignment[:, 0] > 0))
         parts = [
@@ -45,6 +41,7 @@ class XLearner(Learner):
                 target,
                 problem.fold,
                 problem.settings,
+                weight=data.weight_of(rows),
                 valid=(eligible, contrast, weight),
             )
             for rows, target in (

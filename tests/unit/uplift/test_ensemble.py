@@ -1,0 +1,99 @@
+"""The ensemble's weights: against brute force, and on members whose worth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.truth.worlds import draw_arms, problem_of, training_set
+from uplift.boosting import Settings
+from uplift.data import FloatArray
+from uplift.effects import EffectModel
+from uplift.learners import Fitted, make_learner
+from uplift.learners.ensemble import held_out_weights
+from uplift.nuisances import Problem
+
+SETTINGS = Settings(rounds=20, learning_rate=0.1, num_leaves=4, min_child_samples=50, threads=1)
+FOLDS = 3
+
+
+def problem(effect: float, n: int = 4000) -> tuple[Problem, FloatArray]:
+    """Two arms whose effect is .3 for everybody plus `effect` times the sign of x0."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((n, 2)).astype(np.float32)
+    assignment = np.tile([0.4, 0.3, 0.3], (n, 1))
+    arm = draw_arms(assignment, rng)
+    tau = 0.3 + effect * np.sign(X[:, 0].astype(float))
+    y = tau * (arm > 0) + 0.5 * rng.standard_normal(n)
+    return problem_of(training_set(X, arm, y, assignment), SETTINGS, FOLDS), tau
+
+
+def member(name: str, oof: FloatArray, constant: float) -> Fitted:
+    """Made up: effects (n,) for both arms, and models that tell who they are by a constant."""
+    model = EffectModel(np.full(2, constant))
+    return Fitted(name, np.column_stack([oof, oof]), model, (model,) * FOLDS)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_weights_are_the_best_there_are(seed: int) -> None:
+    """No point of a fine grid over the simplex is better; weights may not sum to 1."""
+    rng = np.random.default_rng(seed)
+    design = rng.standard_normal((50, 3)) + rng.standard_normal((50, 1))
+    aim = design @ rng.uniform(-0.2, 0.6, 3) + 0.5 * rng.standard_normal(50)
+    gram, target = design.T @ design, design.T @ aim
+    found = held_out_weights(gram, target)
+    assert (found >= 0).all()
+    assert found.sum() <= 1 + 1e-9
+    step = np.linspace(0, 1, 51)
+    grid = np.array(np.meshgrid(step, step, step)).reshape(3, -1).T
+    grid = grid[grid.sum(axis=1) <= 1 + 1e-9]
+    loss = np.einsum("ij,jk,ik->i", grid, gram, grid) - 2 * grid @ target
+    assert found @ gram @ found - 2 * target @ found <= loss.min() + 1e-6 * np.abs(loss).max()
+
+
+def test_members_that_are_all_nothing_or_all_alike() -> None:
+    assert held_out_weights(np.zeros((2, 2)), np.zeros(2)).tolist() == [0, 0]
+    alike = held_out_weights(np.full((3, 3), 2.0), np.full(3, 1.0))
+    assert alike.sum() == pytest.approx(0.5)
+
+
+def test_the_member_that_is_right_gets_its_half_and_its_share() -> None:
+    made, tau = problem(0.3)
+    noise = 0.1 * np.random.default_rng(1).standard_normal(len(tau))
+    others = {"t": member("t", tau, 1.0), "x": member("x", noise, 0.0)}
+    fitted = make_learner("ensemble", others).fit(made)
+    # Half of 1/2, and half of about 1; nothing of the noise but its part of the mean.
+    assert fitted.model.constant == pytest.approx([0.75, 0.75], abs=0.06)
+    assert fitted.name == "ensemble"
+
+
+def test_without_differences_the_average_effect_is_what_remains() -> None:
+    made, tau = problem(0.0)
+    noise = np.random.default_rng(1).standard_normal(len(tau))
+    others = {"t": member("t", 5 * noise, 1e6), "x": member("x", -3 * noise, -2e6)}
+    fitted = make_learner("ensemble", others).fit(made)
+    assert fitted.model.constant == pytest.approx([0.3, 0.3], abs=0.06)
+
+
+def test_a_fold_has_no_say_in_its_weights() -> None:
+    """The effects of one fold's rows become noise: its own model stays as it was."""
+    made, tau = problem(0.3)
+    held = made.fold == 1
+    noise = 0.1 * np.random.default_rng(2).standard_normal(len(tau))
+    wild = np.where(held, 3 * noise, tau)
+
+    def models(oof: FloatArray) -> list[FloatArray]:
+        others = {"t": member("t", oof, 1.0), "x": member("x", noise, 0.0)}
+        folds, full = make_learner("ensemble", others).cross_fit(made)
+        return [m.constant for m in (*folds, full)]
+
+    same = [np.array_equal(a, b) for a, b in zip(models(tau), models(wild), strict=True)]
+    assert same == [False, True, False, False]
+
+
+def test_a_learner_that_does_not_join_is_left_out() -> None:
+    made, tau = problem(0.3)
+    alone = {"t": member("t", tau, 1.0)}
+    with_forest = {**alone, "causalml_forest": member("causalml_forest", tau, 50.0)}
+    one, two = (make_learner("ensemble", others).fit(made) for others in (alone, with_forest))
+    assert np.array_equal(one.model.constant, two.model.constant)

@@ -1,0 +1,125 @@
+"""An ensemble of other learners, weighted by their held-out doubly robust loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import nnls
+
+from uplift.data import BoolArray, FloatArray
+from uplift.effects import EffectModel
+from uplift.learners.base import (
+    LEARNERS,
+    Fitted,
+    Learner,
+    Models,
+    learner,
+    shrinkage,
+    weighted_mean,
+)
+from uplift.nuisances import Problem
+
+# What is combined where nothing else was fitted.
+MEMBERS = ("s", "t", "x", "r", "dr", "proportional")
+_STIFF = 1e4
+
+
+@learner
+class Ensemble(Learner):
+    """Halfway between the plain mean of the learners that were fitted and the best weights.
+
+    The best weights w >= 0, sum w <= 1, over the learners and one constant effect per arm, the
+    same for all arms, minimise the held-out loss (stacking: Wolpert 1992, Breiman 1996; of
+    effects: Nie & Wager 2021)
+
+        sum over arms k and rows i of (Gam_ik - Gam_i0 - sum_j w_j tau_jk(x_i))^2
+                                      / (1 / e_k(x_i) + 1 / e_0(x_i))
+
+    with out-of-fold effects tau_j; what is missing to 1 is no effect at all. Scores are noisy, so
+    these weights alone are as often wrong as the plain mean; halfway is better than either.
+
+    What the mixture gains on constant effects is an estimate too: the mixture is shrunk towards
+    the (shrunken) average effects by max(0, 1 - se^2 / gain^2).
+
+    The effects of a fold are weighted by what the rows outside it say, so that no row has a say
+    in its own weights.
+    """
+
+    name = "ensemble"
+    title = "ensemble: weighted by held-out loss"
+    nuisances = frozenset({"mu", "assignment"})
+    combines = True
+    joins = False
+
+    def cross_fit(self, problem: Problem) -> Models:
+        members = self._members(problem)
+        effects = np.stack([m.oof for m in members], axis=-1)
+        inside = [problem.fold != f for f in range(problem.folds)]
+        everyone = np.ones(len(problem.data), dtype=bool)
+        folds = tuple(
+            _combined(problem, effects, part, [m.folds[f] for m in members])
+            for f, part in enumerate(inside)
+        )
+        return folds, _combined(problem, effects, everyone, [m.model for m in members])
+
+    def _members(self, problem: Problem) -> list[Fitted]:
+        known = [m for name, m in self.others.items() if LEARNERS[name].joins]
+        return known or [LEARNERS[name]().fit(problem) for name in MEMBERS]
+
+
+def _combined(
+    problem: Problem, effects: FloatArray, part: BoolArray, models: Sequence[EffectModel]
+) -> EffectModel:
+    """The models with the weights that the rows of `part` (n,) ask for; effects (n, K, J)."""
+    data = problem.data
+    members = effects.shape[2]
+    gram, target = np.zeros((members + 1, members + 1)), np.zeros(members + 1)
+    held = []
+    for k in range(1, data.n_arms + 1):
+        rows, contrast, weight = problem.contrast(k)
+        kept = part[rows]
+        rows, contrast = rows[kept], contrast[kept]
+        average = weighted_mean(contrast, weight[kept], data.cluster[rows])
+        precision = data.weight[rows] * problem.precision(rows, k)
+        design = np.column_stack([effects[rows, k - 1], np.full(len(rows), average.value)])
+        gram += (design * precision[:, None]).T @ design
+        target += (design * precision[:, None]).T @ contrast
+        held.append((rows, contrast, precision, design, average))
+    equal = np.append(np.full(members, 1 / members), 0.0)
+    weights = (equal + held_out_weights(gram, target)) / 2
+    gain = np.zeros(len(part))
+    for rows, contrast, precision, design, average in held:
+        better = (contrast - average.value) ** 2 - (contrast - design @ weights) ** 2
+        gain[rows] += precision / data.weight[rows] * better
+    clear = weighted_mean(gain[part], data.weight[part], data.cluster[part])
+    trust = shrinkage(clear) if clear.value > 0 else 0.0
+    *shares, constant = trust * weights
+    constants = [constant * e.value + (1 - trust) * e.value * shrinkage(e) for *_, e in held]
+    parts = [m.scaled(w) for m, w in zip(models, shares, strict=True) if w > 0]
+    return EffectModel(
+        np.sum([np.array(constants), *(p.constant for p in parts)], axis=0),
+        tuple(term for p in parts for term in p.terms),
+    )
+
+
+def held_out_weights(gram: FloatArray, target: FloatArray) -> FloatArray:
+    """(J,) w >= 0 with sum <= 1 that minimise w' gram w - 2 target' w; gram (J, J), target (J,).
+
+    By non-negative least squares: a column of zeros takes what is missing to 1, and a stiff row
+    holds the sum (Lawson & Hanson 1974, chapter 23).
+    """
+    size = float(np.trace(gram))
+    if size <= 0:
+        return np.zeros(len(target))
+    values, vectors = np.linalg.eigh(gram / size)
+    # Directions in which the members don't differ say nothing; they also hold no target.
+    kept = values > 1e-12
+    root = np.sqrt(values[kept])[:, None] * vectors[:, kept].T
+    aim = (vectors[:, kept].T @ target / size) / np.sqrt(values[kept])
+    design = np.vstack(
+        [np.column_stack([root, np.zeros(len(root))]), np.full(len(target) + 1, _STIFF)]
+    )
+    found, _ = nnls(design, np.append(aim, _STIFF))
+    weights: FloatArray = found[:-1] / max(1.0, float(found[:-1].sum()))
+    return weights
