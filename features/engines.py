@@ -55,13 +55,11 @@ class DuckDB:
         return ibis.memtable(table)
 
     def keep(self, relation: ir.Table, name: str) -> ir.Table:
-        # As Ibis' create_table, but: texts may stay an ENUM, rows may come in any order, and the
-        # engine is not asked for the columns that are known.
+        # As Ibis' create_table, but faster: rows may come in any order, and the engine is not asked
+        # for the columns that are known.
         schema, types = relation.schema(), self.con.compiler.type_mapper
         columns = ", ".join(
-            quote(column)
-            if kind.is_string()
-            else f"CAST({quote(column)} AS {types.to_string(kind)}) AS {quote(column)}"
+            f"CAST({quote(column)} AS {types.to_string(kind)}) AS {quote(column)}"
             for column, kind in schema.items()
         )
         self.con._run_pre_execute_hooks(relation)
