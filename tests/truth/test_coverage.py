@@ -8,7 +8,7 @@ straight line, which is wrong for both, and the probabilities are known.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
@@ -86,18 +86,21 @@ def one_run(
 
 
 def coverage(
-    run: Callable[[np.random.Generator], dict[str, Estimate]], runs: int, seed: int
+    run: Callable[[np.random.Generator], dict[str, Estimate]],
+    runs: int,
+    seed: int,
+    truth: Mapping[str, float] = TRUTH,
 ) -> dict[str, tuple[float, float]]:
     """Per quantity: the share of intervals that hold the truth, and their mean width over that
     of the true standard error."""
     rng = np.random.default_rng(seed)
-    found: dict[str, list[Estimate]] = {name: [] for name in TRUTH}
+    found: dict[str, list[Estimate]] = {name: [] for name in truth}
     for _ in range(runs):
         for name, estimate in run(rng).items():
             found[name].append(estimate)
     out = {}
     for name, made in found.items():
-        held = np.mean([e.lo <= TRUTH[name] <= e.hi for e in made])
+        held = np.mean([e.lo <= truth[name] <= e.hi for e in made])
         true_se = np.std([e.value for e in made], ddof=1)
         out[name] = float(held), float(np.mean([e.se for e in made]) / true_se)
     return out
