@@ -314,6 +314,9 @@ class TrainingConfig(Section):
         min_length=1,
         description="uplift learners to fit",
     )
+    monotone: dict[str, Literal["rising", "falling"]] = Field(
+        default_factory=dict, description="numeric features with which no effect may fall, or rise"
+    )
     response_targets: list[str] = Field(
         default_factory=lambda: ["response"],
         description="models to fit: response, redemption (both need exposures), repurchase, churn, "

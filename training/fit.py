@@ -35,6 +35,7 @@ T = TypeVar("T")
 TREES: dict[str, Any] = {"rounds": 100, "num_leaves": 6, "learning_rate": 0.08}
 LEAVES_OF_ROWS = 300
 AVERAGE = "average"
+_SIGNS = {"rising": 1, "falling": -1}
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,10 @@ def fit_models(
         test = replace(test, assignment=elsewhere)
     seconds: dict[str, float] = {}
     with_clock = _Clock(seconds, progress)
+    signs = {name: _SIGNS[way] for name, way in config.training.monotone.items()}
     outcome = with_clock(
-        "nuisances", lambda: prepare(train, binned, train.y, fold, settings, config.training.seed)
+        "nuisances",
+        lambda: prepare(train, binned, train.y, fold, settings, config.training.seed, signs),
     )
     same = np.array_equal(train.y, train.reward)
     money = (

@@ -8,14 +8,15 @@ intervals of everything that follows too narrow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from uplift.boosting import Binned, CrossFit, Settings, cross_fit
 from uplift.data import BoolArray, Float32Array, FloatArray, IntArray, TrainingSet
 from uplift.effects import EffectModel
+from uplift.errors import DesignError
 
 MIN_SHARE_ROWS = 50
 
@@ -29,6 +30,7 @@ class Problem:
     mu       (n, K + 1) out-of-fold mean of each arm
     arm_means, full_means   the models of it: one per fold, and one of all training rows
     gamma    (n, K + 1) doubly robust scores of the training rows
+    monotone  by feature: 1 where every effect may only rise with it, -1 where it may only fall
     """
 
     data: TrainingSet
@@ -42,6 +44,16 @@ class Problem:
     gamma: FloatArray
     settings: Settings
     seed: int
+    monotone: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def effect_settings(self) -> Settings:
+        """Settings for a model of an effect itself, which keep the monotone constraints."""
+        if not self.monotone:
+            return self.settings
+        signs = [self.monotone.get(name, 0) for name in self.data.schema.names]
+        extra = {**self.settings.extra, "monotone_constraints": signs}
+        return replace(self.settings, extra=extra)
 
     @property
     def folds(self) -> int:
@@ -74,8 +86,12 @@ def prepare(
     fold: IntArray,
     settings: Settings,
     seed: int,
+    monotone: Mapping[str, int] | None = None,
 ) -> Problem:
-    """Fit the arm means of `target` (n,) and compute the scores."""
+    """Fit the arm means of `target` (n,) and compute the scores. Raises DesignError for monotone
+    constraints that name no numeric feature, or no direction."""
+    monotone = dict(monotone or {})
+    _check_monotone(data, monotone)
     binary = bool(np.isin(target, (0.0, 1.0)).all())
     n, arms = len(data), data.n_arms + 1
     mu = np.empty((n, arms))
@@ -89,7 +105,23 @@ def prepare(
     means, full = side_by_side(fits)
     shares = realised(data.assignment, data.arm, data.weight)
     gamma = doubly_robust(mu, shares, data.arm, target)
-    return Problem(data, binned, target, binary, fold, mu, means, full, gamma, settings, seed)
+    return Problem(
+        data, binned, target, binary, fold, mu, means, full, gamma, settings, seed, monotone
+    )
+
+
+def _check_monotone(data: TrainingSet, monotone: Mapping[str, int]) -> None:
+    schema = data.schema
+    unknown = [name for name in monotone if name not in schema.names or name in schema.levels]
+    if unknown:
+        raise DesignError(
+            f"training.monotone: no numeric feature is called {', '.join(unknown[:5])}: expected "
+            f"some of {', '.join([n for n in schema.names if n not in schema.levels][:8])}. "
+            "A category has no order that an effect could follow."
+        )
+    wrong = {name: sign for name, sign in monotone.items() if sign not in (-1, 1)}
+    if wrong:
+        raise DesignError(f"training.monotone: expected 1 or -1 for a feature, found {wrong}")
 
 
 def doubly_robust(

@@ -36,8 +36,9 @@ class Learner(ABC):
 
     `nuisances` declares what it needs of the shared store (`mu`: out-of-fold arm means,
     `assignment`: the whole vector of probabilities); `outcomes`, what it can learn; `assumes`, a
-    shape that it gives every effect: `proportional` (to the baseline), or none. One that `combines`
-    is made of `others`, what was fitted before it, as far as those declare that they join.
+    shape that it gives every effect: `proportional` (to the baseline), or none; `cannot`, what it
+    is refused with (`monotone`: constraints on the effects). One that `combines` is made of
+    `others`, what was fitted before it, as far as those declare that they join.
     """
 
     name: ClassVar[str]
@@ -45,6 +46,7 @@ class Learner(ABC):
     nuisances: ClassVar[frozenset[str]]
     outcomes: ClassVar[frozenset[str]] = frozenset({"binary", "money"})
     assumes: ClassVar[str | None] = None
+    cannot: ClassVar[frozenset[str]] = frozenset()
     combines: ClassVar[bool] = False
     joins: ClassVar[bool] = True
 
@@ -56,12 +58,19 @@ class Learner(ABC):
         """One model per fold, learned from the rows outside it, and one of all rows."""
 
     def fit(self, problem: Problem) -> Fitted:
-        """Cross-fit. Raises DesignError for an arm without rows or an outcome it cannot learn."""
+        """Cross-fit. Raises DesignError for an arm without rows, and for an outcome or constraints
+        that it cannot learn."""
         kind = "binary" if problem.binary else "money"
         if kind not in self.outcomes:
             raise DesignError(
                 f"learner {self.name} learns {', '.join(sorted(self.outcomes))} outcomes, "
                 f"found a {kind} one. Leave it out of training.learners."
+            )
+        if problem.monotone and "monotone" in self.cannot:
+            raise DesignError(
+                f"learner {self.name} cannot keep monotone constraints, found some for "
+                f"{', '.join(list(problem.monotone)[:5])}. Leave it out of training.learners, or "
+                "the constraints out of training.monotone."
             )
         counts = np.bincount(problem.data.arm, minlength=problem.data.n_arms + 1)
         empty = [problem.data.arms[k - 1] for k in range(1, len(counts)) if counts[k] == 0]

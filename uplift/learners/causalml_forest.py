@@ -2,7 +2,8 @@
 
 Binary outcomes: UpliftRandomForestClassifier (KL divergence). Money: CausalRandomForestRegressor,
 because the classifier turns every outcome into `y > 0` and so learns nothing about amounts.
-Both grow slowly, so they see at most ROWS rows per fold.
+Both grow slowly, so they see at most ROWS rows per fold. They read a category as the position of
+its level, in the order of the names.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class CausalmlForest(Learner):
     name = "causalml_forest"
     title = "causalml's uplift or causal forest"
     nuisances = frozenset({"assignment"})
+    cannot = frozenset({"monotone"})
     joins = False  # its trees are walked in numpy: too slow to be part of every score
 
     def cross_fit(self, problem: Problem) -> Models:

@@ -23,5 +23,5 @@ class DRLearner(Learner):
     def _arm(problem: Problem, k: int) -> CrossFit:
         rows, contrast, weight = problem.contrast(k)
         return cross_fit(
-            problem.binned, rows, contrast, problem.fold, problem.settings, weight=weight
+            problem.binned, rows, contrast, problem.fold, problem.effect_settings, weight=weight
         )

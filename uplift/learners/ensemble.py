@@ -65,7 +65,12 @@ class Ensemble(Learner):
 
     def _members(self, problem: Problem) -> list[Fitted]:
         known = [m for name, m in self.others.items() if LEARNERS[name].joins]
-        return known or [LEARNERS[name]().fit(problem) for name in MEMBERS]
+        able = [
+            name
+            for name in MEMBERS
+            if not (problem.monotone and "monotone" in LEARNERS[name].cannot)
+        ]
+        return known or [LEARNERS[name]().fit(problem) for name in able]
 
 
 def _combined(

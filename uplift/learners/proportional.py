@@ -43,6 +43,7 @@ class ProportionalLearner(Learner):
     name = "proportional"
     title = "proportional: the baseline times a ratio"
     nuisances = frozenset({"mu", "assignment"})
+    cannot = frozenset({"monotone"})
     assumes = "proportional"
 
     def cross_fit(self, problem: Problem) -> Models:

@@ -37,7 +37,7 @@ class RLearner(Learner):
             rows,
             (problem.target[rows] - mean) / residual,
             problem.fold,
-            problem.settings,
+            problem.effect_settings,
             weight=own * residual**2 / np.average(residual**2, weights=own),
             valid=problem.contrast(k),
         )

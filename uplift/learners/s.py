@@ -18,6 +18,7 @@ class SLearner(Learner):
     name = "s"
     title = "S: one model, arm as a feature"
     nuisances = frozenset()
+    cannot = frozenset({"monotone"})
 
     def cross_fit(self, problem: Problem) -> Models:
         data, arms = problem.data, problem.data.n_arms

@@ -13,6 +13,7 @@ class TLearner(Learner):
     name = "t"
     title = "T: a model per arm"
     nuisances = frozenset({"mu"})
+    cannot = frozenset({"monotone"})
 
     def cross_fit(self, problem: Problem) -> Models:
         folds = tuple(against_control(means) for means in problem.arm_means)

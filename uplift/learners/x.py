@@ -40,7 +40,7 @@ class XLearner(Learner):
                 rows,
                 target,
                 problem.fold,
-                problem.settings,
+                problem.effect_settings,
                 weight=data.weight_of(rows),
                 valid=(eligible, contrast, weight),
             )
