@@ -52,7 +52,7 @@ class Workbench:
         """What the incremental store has ready for the single moment of the spine."""
         if self.tables.store is None:
             return None
-        return self.tables.store.before(self.spine, self.config, self.offsets, self.scratch)
+        return self.tables.store.before(self.spine, self.config, self.scratch)
 
     @cached_property
     def lines(self) -> ir.Table:

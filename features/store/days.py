@@ -2,8 +2,9 @@
 
 `lines`: the columns of the table transactions, then `_source` and `_file` (where the line came
 from: the column source, the digest of the file), `_order` (a number of the order, of this day
-alone), `_repeat` (it repeats an earlier line and does not count) and, per column of FIRSTS,
-`_first_<column>` (the first line of its order and day with this value).
+alone), `_repeat` (it repeats an earlier line and does not count), per column of FIRSTS
+`_first_<column>` (the first line of its order and day with this value), and FACTS, each after a
+`_`: what `orders.line_facts` says of the line; of one that is no purchase and no return, NULL.
 
 `orders`: one row per customer and order id: `_order`, customer_id, order_id, `order_at` (first
 purchase line), `since` (last line), is_return and orders.STATE, of the lines of this day. Merging
@@ -24,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import ibis
-import ibis.expr.types as ir
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from features.config import Config
 from features.contracts import TRANSACTIONS
 from features.localtime import EPOCH, utc_offsets
-from features.orders import STATE, line_facts, order_sums
+from features.orders import STATE, line_facts
 from features.store.manifest import Day
 
 COLUMNS = tuple(name for name in TRANSACTIONS.names if name != "source")
@@ -44,22 +44,32 @@ MOST_ROWS = 2_000_000
 # An order's number is the day's, shifted, plus its rank in the day; no day's numbers begin at 0.
 SHIFT = 32
 _COUNTED = "_store_counted"
-_LINES = pa.schema(
+_TRUTH, _NUMBER, _TIME = pa.bool_(), pa.float64(), pa.timestamp("us")
+FACTS = {
+    "bought": _TRUTH,
+    "is_return": _TRUTH,
+    **dict.fromkeys(("paid", "discount", "units", "linked"), _NUMBER),
+    "kinds": pa.int64(),
+    "threshold": _NUMBER,
+    "online": _TRUTH,
+    "mobile": _TRUTH,
+}
+# How the lines of an order, or its days, are summed.
+AGGREGATES = {
+    **dict.fromkeys(("paid", "discount", "units", "linked"), "sum"),
+    **{"kinds": "bit_or", "threshold": "max"},
+    **dict.fromkeys(("is_return", "online", "mobile"), "bool_or"),
+}
+_KINDS = {"time": _TIME, "number": _NUMBER}
+LINES = pa.schema(
     [
-        *(
-            pa.field(
-                name,
-                {"time": pa.timestamp("us"), "number": pa.float64()}.get(
-                    TRANSACTIONS[name].kind, pa.string()
-                ),
-            )
-            for name in COLUMNS
-        ),
+        *((name, _KINDS.get(TRANSACTIONS[name].kind, pa.string())) for name in COLUMNS),
         ("_source", pa.string()),
         ("_file", pa.string()),
         ("_order", pa.int64()),
-        ("_repeat", pa.bool_()),
-        *((f"_first_{name}", pa.bool_()) for name in FIRSTS),
+        ("_repeat", _TRUTH),
+        *((f"_first_{name}", _TRUTH) for name in FIRSTS),
+        *((f"_{name}", kind) for name, kind in FACTS.items()),
     ]
 )
 Ints = npt.NDArray[np.int64]
@@ -101,12 +111,14 @@ def write_days(rows: Rows, folder: Path, config: Config, *, drop: bool) -> dict[
         extra |= {f"_first_{name}": pa.array(_firsts(order, lines[name])) for name in FIRSTS}
         for name, values in extra.items():
             lines = lines.append_column(name, values)
-        orders = _orders(rows, lines, config)
-        ids = lines.select(["customer_id", "order_id"]).filter(pa.array(start))
-        orders = ids.append_column("_order", pa.array(number)).join(orders, "_order")
-        orders = orders.sort_by("_order")
+        for name, values in _facts(rows, lines, config).items():
+            lines = lines.append_column(f"_{name}", values)
+        orders = lines.select(["customer_id", "order_id"]).filter(pa.array(start))
+        orders = orders.append_column("_order", pa.array(number))
+        for name, values in _sums(lines, np.flatnonzero(start)).items():
+            orders = orders.append_column(name, values)
         times = lines["transacted_at"].to_numpy()
-        lines = lines.select(_LINES.names).cast(_LINES)
+        lines = lines.select(LINES.names).cast(LINES)
         of_orders = (_numbers(orders["_order"]) >> SHIFT) - 2
         for one in np.unique(day):
             low, high = np.searchsorted(day, [one, one + 1])
@@ -185,35 +197,56 @@ def _firsts(order: Ints, values: pa.ChunkedArray) -> Bools:
     return found
 
 
-def _orders(rows: Rows, lines: pa.Table, config: Config) -> pa.Table:
+def _facts(rows: Rows, lines: pa.Table, config: Config) -> dict[str, pa.ChunkedArray]:
+    """FACTS of each line; NULL for lines that are no purchase and no return."""
     con = rows.backend.con
-    con.register(_COUNTED, lines.filter(pc.invert(lines["_repeat"])))
-    found = con.sql(_orders_query(config.model_dump_json())).to_arrow_table()
+    con.register(_COUNTED, lines.append_column("_row", pa.array(np.arange(len(lines)))))
+    found = con.sql(_facts_query(config.model_dump_json())).to_arrow_table()
     con.unregister(_COUNTED)
-    return found
+    place = np.full(len(lines), -1)
+    place[found["_row"].to_numpy()] = np.arange(len(found))
+    which = pa.array(place, mask=place < 0)
+    return {name: found[name].take(which).cast(kind) for name, kind in FACTS.items()}
 
 
 @lru_cache(maxsize=4)
-def _orders_query(settings: str) -> str:
-    """The query of `part_sums` by `_order` for a configuration; to compile it takes longer than to
-    run it over a day."""
+def _facts_query(settings: str) -> str:
+    """The query of FACTS by `_row` for a configuration; to compile it takes longer than to run it
+    over a day."""
     config = Config.model_validate_json(settings)
-    schema = ibis.Schema.from_pyarrow(_LINES)
-    counted = ibis.table({"_order": schema["_order"], **schema}, name=_COUNTED)
-    # The local day of a line is of no use to its order.
+    columns = {name: ibis.dtype(LINES.field(name).type) for name in COLUMNS}
+    counted = ibis.table({"_row": "int64", **columns}, name=_COUNTED)
+    # The local day of a line is known.
     utc = utc_offsets("UTC", 1970, 1970)
-    facts, constants = line_facts(counted, config, utc, frozenset(), keys=("_order",))
-    return str(ibis.to_sql(part_sums(facts.mutate(**constants), ("_order",), config), "duckdb"))
+    facts, constants = line_facts(counted, config, utc, frozenset(), keys=("_row",))
+    return str(ibis.to_sql(facts.mutate(**constants).select("_row", *FACTS), "duckdb"))
 
 
-def part_sums(facts: ir.Table, keys: Sequence[str], config: Config) -> ir.Table:
-    """Sums of lines: keys, order_at (first purchase line), since (last line), is_return, STATE."""
-    found = facts.group_by(list(keys)).agg(
-        order_at=facts["at"].min(where=facts.bought),
-        since=facts["at"].max(),
-        **order_sums(facts, config),
-    )
-    return found.select(*keys, "order_at", "since", "is_return", *STATE)
+def _sums(lines: pa.Table, start: Ints) -> dict[str, pa.Array]:
+    """Of each order, whose lines begin at `start`: order_at, since, is_return and STATE."""
+    facts = {name: lines[f"_{name}"] for name in FACTS}
+    known = pc.and_(facts["bought"].is_valid(), pc.invert(lines["_repeat"])).to_numpy()
+    bought = known & facts["bought"].fill_null(False).to_numpy()
+    at = _numbers(lines["transacted_at"])
+    last = np.iinfo(np.int64).max
+    order_at = np.minimum.reduceat(np.where(bought, at, last), start)
+    since = np.maximum.reduceat(np.where(known, at, -last), start)
+    found = {
+        "order_at": pa.array(order_at, pa.int64(), mask=order_at == last).cast(_TIME),
+        "since": pa.array(since, pa.int64(), mask=since == -last).cast(_TIME),
+    }
+    for name in ("is_return", *STATE):
+        column, kind = facts[name], AGGREGATES[name]
+        if kind == "max":
+            highest = np.where(known, column.fill_null(np.nan).to_numpy(), np.nan)
+            highest = np.fmax.reduceat(highest, start)
+            found[name] = pa.array(highest, mask=np.isnan(highest))
+        else:
+            none = pa.scalar(0).cast(column.type)
+            add = {"sum": np.add, "bit_or": np.bitwise_or, "bool_or": np.logical_or}[kind]
+            counted = np.where(known, column.fill_null(none).to_numpy(), none.as_py())
+            found[name] = pa.array(add.reduceat(counted, start))
+    return found
 
 
 def _written(table: pa.Table, folder: Path, kind: str, day: str) -> str:

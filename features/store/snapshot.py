@@ -1,40 +1,43 @@
-"""Orders and lines of one moment, from the sums per day and only the lines that are needed.
+"""Orders and lines of one moment, from the sums per day and the facts of lines that the store has.
 
 Days whose last line lies before the moment are taken as they are: their orders were summed when
 they were taken in. Only the lines of the day that the moment falls into are summed anew. A line
-finds its order by a whole number.
+finds its order by a whole number. Nothing is worked out again that a day's files say; the store is
+DuckDB's, so its queries are plain SQL, which needs no compiling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import ibis
+import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
 from features.config import Config
-from features.localtime import Offsets
-from features.orders import (
-    ITEM,
-    KEY,
-    OF_ITEMS,
-    OF_LINES,
-    STATE,
-    as_versions,
-    line_facts,
-    order_sums,
-)
+from features.engines import table_of
+from features.orders import ITEM, OF_ITEMS, OF_LINES, STATE
 from features.parsing import literal
 from features.spine import Scratch, Spine, forever, seen_before
-from features.store.days import COLUMNS, FIRSTS, part_sums
+from features.store.days import AGGREGATES, COLUMNS, FACTS, FIRSTS, LINES, SHIFT
 from features.store.manifest import Manifest, settings_digests
 
-PART = (*KEY, "order_at", "since", "is_return", *STATE)
-FIRST = tuple(f"_first_{column}" for column in FIRSTS)
+_serial = itertools.count()
+_TIME = dt.Timestamp(scale=6)
+_STATE = {name: ibis.dtype(FACTS[name]) for name in STATE}
+_VERSIONS = {"order": dt.int64, "customer": dt.int32, "day": dt.int64, "order_at": _TIME}
+_VERSIONS |= {"since": _TIME, "valid": dt.boolean} | _STATE
+_SUMS = ", ".join(f"{AGGREGATES[name]}({name}) AS {name}" for name in ("is_return", *STATE))
+_SUMS_OF_LINES = ", ".join(
+    f"{AGGREGATES[name]}(_{name}) AS {name}" for name in ("is_return", *STATE)
+)
+_NAMES = ", ".join(("is_return", *STATE))
+_DAY = f"(_order >> {SHIFT}) - 2"
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,13 @@ class Store:
 
     def make_view(self, name: str) -> None:
         """Make the table transactions as a view."""
-        files = [day.lines for day in self.manifest.days.values()]
-        self._view(name, files, f"SELECT {', '.join(COLUMNS)}", "WHERE NOT _repeat")
+        # Data files never change, so what their ends say need not be read twice.
+        self.backend.con.execute("SET parquet_metadata_cache = true")
+        lines = self.read("lines", self.manifest.days)
+        query = f"SELECT {', '.join(COLUMNS)} FROM {lines} WHERE NOT _repeat"
+        self.backend.con.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
 
-    def before(
-        self, spine: Spine, config: Config, offsets: Offsets, scratch: Scratch
-    ) -> Moment | None:
+    def before(self, spine: Spine, config: Config, scratch: Scratch) -> Moment | None:
         """What the store has of a spine of one moment; None where it does not fit the question."""
         days = self.manifest.days
         moment = spine.latest
@@ -62,148 +66,188 @@ class Store:
         open_days = [name for name, day in days.items() if not seen_before(day.last, moment)]
         whole = [name for name in days if not open_days or name < open_days[0]]
         cut = [n for n in days if n not in whole and seen_before(days[n].first, moment)]
-        if not whole:
-            return None
-        return Moment(
-            self._lines(whole), self._orders(whole), self._lines(cut) if cut else None,
-            spine, config, offsets, self._absent, scratch,
-        )  # fmt: skip
+        return Moment(self, whole, cut, spine, scratch) if whole else None
 
     @cached_property
-    def _absent(self) -> frozenset[str]:
-        """Columns that no file has."""
+    def columns(self) -> tuple[str, ...]:
+        """Columns of orders.OF_LINES that a file has."""
         given = {name for file in self.manifest.files.values() for name in file.given}
-        return frozenset(f"transactions.{name}" for name in OF_LINES if name not in given)
+        return tuple(name for name in OF_LINES if name in given)
 
-    def _lines(self, days: Sequence[str]) -> ir.Table:
-        name = f"_store_lines_{days[0]}_{days[-1]}"
-        files = [self.manifest.days[day].lines for day in days]
-        columns = (*COLUMNS, "_order", *FIRST)
-        self._view(name, files, f"SELECT {', '.join(columns)}", "WHERE NOT _repeat")
-        return self.backend.table(name)
-
-    def _orders(self, days: Sequence[str]) -> ir.Table:
-        name = f"_store_orders_{days[0]}_{days[-1]}"
-        self._view(name, [self.manifest.days[day].orders for day in days], "SELECT *", "")
-        return self.backend.table(name)
-
-    def _view(self, name: str, files: Sequence[str], select: str, where: str) -> None:
-        listed = ", ".join(literal(str(self.folder / file)) for file in files)
-        self.backend.con.execute(
-            f'CREATE OR REPLACE VIEW "{name}" AS {select} FROM read_parquet([{listed}]) {where}'
-        )
+    def read(self, kind: str, days: Iterable[str]) -> str:
+        """The data files of days, as a relation."""
+        names = (getattr(self.manifest.days[day], kind) for day in days)
+        listed = ", ".join(literal(str(self.folder / name)) for name in names)
+        return f"read_parquet([{listed}])"
 
 
 @dataclass(frozen=True)
 class Moment:
     """Orders and lines of a spine's single moment.
 
-    `days` and `orders`: lines and sums of the days before; `cut`: lines of the days after, of
-    which those before the moment count.
+    `whole`: the days before; `cut`: the days after, of whose lines those before the moment count.
     """
 
-    days: ir.Table
-    orders: ir.Table
-    cut: ir.Table | None
+    store: Store
+    whole: Sequence[str]
+    cut: Sequence[str]
     spine: Spine
-    config: Config
-    offsets: Offsets
-    absent: frozenset[str]
     scratch: Scratch
 
-    @cached_property
-    def _cut(self) -> ir.Table | None:
-        """Lines of the day of the moment, before it."""
-        if self.cut is None:
-            return None
-        own = self.cut.join(self.spine.customers, "customer_id")
-        own = own.filter(seen_before(own.transacted_at, self.spine.latest))
-        return self.scratch.keep(self._facts(own, KEY))
+    def _keep(self, query: str, columns: Iterable[str] = ()) -> str:
+        """The rows of a query (these columns of it) as a table until the build ends; its name."""
+        name = f"_store_{next(_serial)}"
+        listed = ", ".join(f'"{column}"' for column in columns) or "*"
+        con = self.store.backend.con
+        con.execute("SET preserve_insertion_order = false")
+        try:
+            con.execute(f"CREATE TEMP TABLE {name} AS SELECT {listed} FROM ({query})")
+        finally:
+            con.execute("SET preserve_insertion_order = true")
+        self.scratch.names.append(name)
+        return name
 
-    def _facts(self, lines: ir.Table, keys: tuple[str, ...]) -> ir.Table:
-        facts, constants = line_facts(lines, self.config, self.offsets, self.absent, keys)
-        return facts.mutate(**constants)
+    @cached_property
+    def _customers(self) -> str:
+        return str(self.spine.customers.get_name())
 
     @cached_property
-    def _shares(self) -> ir.Table:
+    def _cut(self) -> str:
+        """Lines of the day of the moment that lie before it, with the customer's code; a query."""
+        lines = f"SELECT * FROM {self.store.read('lines', self.cut)}"
+        if not self.cut:  # nothing, with the same columns
+            lines = f"SELECT * FROM {self.store.read('lines', self.whole[-1:])} WHERE false"
+        name = f"_store_{next(_serial)}"
+        backend = self.store.backend
+        backend.con.execute(f"CREATE TEMP VIEW {name} AS {lines}")
+        table = table_of(backend, name, ibis.Schema.from_pyarrow(LINES))
+        seen = backend.compile(table.filter(seen_before(table.transacted_at, self.spine.latest)))
+        known = "NOT _repeat AND (_bought OR _is_return)"
+        kept = f"SELECT * FROM ({seen}) JOIN {self._customers} USING (customer_id) WHERE {known}"
+        found = self._keep(kept)
+        backend.con.execute(f"DROP VIEW {name}")
+        return found
+
+    @cached_property
+    def _shares(self) -> str:
         """Shares of orders: of each day before, and of the day of the moment, without a number."""
-        before = self.orders.join(self.spine.customers, "customer_id").select("_order", *PART)
-        if self._cut is not None:
-            now = part_sums(self._cut, KEY, self.config).mutate(_order=ibis.null("int64"))
-            before = before.union(now.select("_order", *PART), distinct=False)
-        return self.scratch.keep(before.mutate(code=before.order_id.hash()))
+        query = f"""
+            SELECT customer, _order, order_id, hash(order_id) AS code, {_DAY} AS day,
+                order_at, since, {_NAMES}
+            FROM {self.store.read("orders", self.whole)} JOIN {self._customers} USING (customer_id)
+            UNION ALL
+            SELECT customer, NULL, order_id, hash(order_id),
+                min({_DAY}) FILTER (_bought),
+                min(transacted_at) FILTER (_bought), max(transacted_at), {_SUMS_OF_LINES}
+            FROM {self._cut} GROUP BY customer, order_id"""
+        return self._keep(query)
 
     @cached_property
-    def _merged(self) -> tuple[ir.Table, ir.Table]:
-        """Shares of orders that have several or one without a number, with `order`; these orders.
+    def _parts(self) -> str:
+        """Shares of orders that have several or one without a number.
 
         Few orders are of several days, so all but these are spared the merging. Two orders of one
-        hash are merged each by itself, which changes nothing but their number.
+        hash come here too, and are merged each by itself.
         """
-        shares = self._shares
-        own = shares.group_by(["customer", "code"]).agg(
-            n=shares.count(), numbers=shares["_order"].count()
-        )
-        own = self.scratch.keep(own.filter((own.n > 1) | (own.numbers == 0)))
-        parts = self.scratch.keep(shares.semi_join(own, ["customer", "code"]))
-        merged = parts.group_by(list(KEY)).agg(
-            order_at=parts.order_at.min(),
-            since=parts.since.max(),
-            **order_sums(parts, self.config),
-        )
-        merged = self.scratch.keep(merged.mutate(order=-1 - ibis.row_number().over(ibis.window())))
-        return parts.inner_join(merged.select(*KEY, "order"), KEY), merged
+        query = f"""
+            SELECT * FROM {self._shares} SEMI JOIN (
+                SELECT customer, code FROM {self._shares} GROUP BY customer, code
+                HAVING count(*) > 1 OR count(_order) = 0
+            ) USING (customer, code)"""
+        return self._keep(query)
+
+    @cached_property
+    def _merged(self) -> str:
+        """Orders of `_parts`; `order` is below 0."""
+        query = f"""
+            SELECT customer, order_id, -row_number() OVER () AS "order",
+                min(day) FILTER (order_at IS NOT NULL) AS day,
+                min(order_at) AS order_at, max(since) AS since, {_SUMS}
+            FROM {self._parts} GROUP BY customer, order_id"""
+        return self._keep(query)
+
+    @cached_property
+    def _versions(self) -> str:
+        """All orders; `order` is the number that their lines bear, or that of `_merged`."""
+        names = f"customer, day, order_at, since, {_NAMES}"
+        query = f"""
+            SELECT "order", {names}, NOT (is_return AND paid + linked <= 0) AS valid
+            FROM (
+                SELECT _order AS "order", {names}
+                FROM {self._shares} ANTI JOIN {self._parts} USING (customer, code)
+                UNION ALL SELECT "order", {names} FROM {self._merged}
+            ) WHERE order_at IS NOT NULL"""
+        return self._keep(query, tuple(_VERSIONS))
 
     @cached_property
     def versions(self) -> ir.Table:
-        """All orders, as `orders.only_versions` gives those of several lines.
-
-        `order` is the number that their lines bear, or below 0 for orders of `_merged`.
-        """
-        parts, merged = self._merged
-        alone = self._shares.filter(self._shares["_order"].notnull())
-        alone = alone.anti_join(parts, ["customer", "code"]).mutate(order=alone["_order"])
-        names = ("order", *(name for name in PART if name != "order_id"))
-        every = alone.select(*names).union(merged.select(*names), distinct=False)
-        return self.scratch.keep(as_versions(every.mutate(until=forever()), self.offsets))
+        """All orders, as `orders.only_versions` gives those of several lines."""
+        versions = table_of(self.store.backend, self._versions, ibis.schema(_VERSIONS))
+        # A return that comes before its order, or without one, is no order.
+        return versions.mutate(version=versions.order, until=forever())
 
     @cached_property
     def returns(self) -> ir.Table:
         """Return lines, none with a number of an order."""
-        found = self._facts(self.days, ("customer_id",))
-        found = found.filter(found.is_return).join(self.spine.customers, "customer_id")
-        found = found.drop("customer_id")
-        if self._cut is not None:
-            now = self._cut.filter(self._cut.is_return)
-            found = found.union(now.select(*found.columns), distinct=False)
-        return self.scratch.keep(found).mutate(order=ibis.null("int64"))
+        what = f'customer, transacted_at AS "at", {_DAY} AS day, _linked AS linked'
+        query = f"""
+            SELECT {what} FROM {self.store.read("lines", self.whole)}
+            JOIN {self._customers} USING (customer_id) WHERE _is_return AND NOT _repeat
+            UNION ALL SELECT {what} FROM {self._cut} WHERE _is_return"""
+        schema = {"customer": dt.int32, "at": _TIME, "day": dt.int64, "linked": dt.float64}
+        returns = table_of(self.store.backend, self._keep(query, schema), ibis.schema(schema))
+        nothing = {name: ibis.literal(0.0) for name in ("paid", "discount", "units")}
+        return returns.mutate(
+            **nothing,
+            order=ibis.null("int64"),
+            bought=ibis.literal(False),
+            is_return=ibis.literal(True),
+            kinds=ibis.literal(0, type="int64"),
+            threshold=ibis.null("float64"),
+            online=ibis.literal(False),
+            mobile=ibis.literal(False),
+        )
 
     @cached_property
     def _items(self) -> ir.Table:
-        """Purchase lines of valid orders, of the days before; `order` is that of `versions`."""
-        facts, constants = line_facts(
-            self.days, self.config, self.offsets, self.absent, ("_order", *FIRST)
+        """Purchase lines of valid orders; `order` is that of `versions`."""
+        of_order = ("customer", "order", "order_at", "day", "order_paid")
+        of_line = (*self.store.columns, *(f"_first_{name}" for name in FIRSTS))
+        amounts = ("paid", "discount", "units")
+        values = [f'v."{name}"' for name in of_order]
+        values += [f"l.{name}" for name in of_line] + [f"l._{name} AS {name}" for name in amounts]
+        select = ", ".join(values)
+        query = f"""
+            WITH valid AS (
+                SELECT "order", customer, order_at, day, paid AS order_paid
+                FROM {self._versions} WHERE valid
+            ), orders AS (
+                SELECT "order" AS _order, * FROM valid WHERE "order" > 0
+                UNION ALL
+                SELECT _order, valid.* FROM {self._parts} AS p
+                JOIN {self._merged} AS m USING (customer, order_id)
+                JOIN valid ON valid."order" = m."order" WHERE _order IS NOT NULL
+            )
+            SELECT {select} FROM {self.store.read("lines", self.whole)} AS l
+            JOIN orders AS v USING (_order) WHERE _bought AND NOT _repeat
+            UNION ALL
+            SELECT {select} FROM {self._cut} AS l
+            JOIN {self._merged} AS m USING (customer, order_id)
+            JOIN valid AS v ON v."order" = m."order" WHERE _bought"""
+        kinds = {"customer": dt.int32, "order_at": _TIME, "order_paid": dt.float64}
+        kinds |= dict.fromkeys(self.store.columns, dt.string) | dict.fromkeys(amounts, dt.float64)
+        kinds |= {f"_first_{name}": dt.boolean for name in FIRSTS}
+        columns = (*of_order, *of_line, *amounts)
+        schema = ibis.schema({name: kinds.get(name, dt.int64) for name in columns})
+        items = table_of(self.store.backend, self._keep(query, columns), schema)
+        lacking = [name for name in OF_LINES if name not in self.store.columns]
+        # Every row is of before the moment.
+        return items.mutate(
+            since=items.order_at,
+            until=forever(),
+            version=items.order,
+            **{name: ibis.null("string") for name in lacking},
         )
-        bought = facts.filter(facts.bought)
-        valid = self._valid
-        parts = self._merged[0].filter(self._merged[0]["_order"].notnull())
-        parts = parts.select("_order", "order").inner_join(valid, "order")
-        alone = valid.filter(valid.order > 0).mutate(_order=valid.order)
-        orders = alone.select(*parts.columns).union(parts, distinct=False)
-        joined = bought.inner_join(orders, "_order")
-        found = joined.select(
-            *("order", "version"),
-            **{name: orders[name] for name in ITEM},
-            **{name: bought[name] for name in OF_ITEMS if name not in constants},
-            **{name: bought[name] for name in FIRST},
-        )
-        constants = {name: value for name, value in constants.items() if name in OF_ITEMS}
-        return self.scratch.keep(found).mutate(**constants)
-
-    @cached_property
-    def _valid(self) -> ir.Table:
-        valid = self.versions.filter(self.versions.valid)
-        return valid.select("order", "version", *ITEM[:-1], order_paid=valid.paid)
 
     @cached_property
     def valued(self) -> tuple[ir.Table, ir.Table]:
@@ -213,13 +257,6 @@ class Moment:
         of its order with its value.
         """
         items = self._items
-        single = items.filter(items.order > 0).select(
-            *ITEM, *OF_ITEMS, **{name.removeprefix("_"): items[name] for name in FIRST}
-        )
-        others = items.filter(items.order < 0).select("version", *ITEM, *OF_ITEMS)
-        if self._cut is not None:
-            bought = self._cut.filter(self._cut.bought)
-            merged = self._merged[1].select(*KEY, "order")
-            now = bought.inner_join(merged, KEY).inner_join(self._valid, "order")
-            others = others.union(now.select(*others.columns), distinct=False)
-        return single, others
+        firsts = {f"first_{name}": items[f"_first_{name}"] for name in FIRSTS}
+        single = items.filter(items.order > 0).select(*ITEM, *OF_ITEMS, **firsts)
+        return single, items.filter(items.order < 0).select("version", *ITEM, *OF_ITEMS)
