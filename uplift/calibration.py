@@ -64,11 +64,13 @@ def calibration_error(
     refuse_missing_ranks(predicted)
     codes, groups = cluster_codes(cluster)
     part = _score_bins(predicted, bins)
-    order = np.lexsort((predicted, contrast, codes, part))
-    # One cell per bin and customer.
-    key = part[order] * groups + codes[order]
+    # One cell per bin and customer; in a cell in an order of its own, so that sums do not depend
+    # on the order of the rows.
+    key, gap = part * groups + codes, contrast - predicted
+    order = np.lexsort((gap, key))
+    key = key[order]
     first = np.flatnonzero(np.diff(key, prepend=-1))
-    error = np.add.reduceat((contrast - predicted)[order], first)
+    error = np.add.reduceat(gap[order], first)
     count = np.diff(first, append=len(order)).astype(np.float64)
     cell_bin, cell_group = key[first] // groups, key[first] % groups
 

@@ -29,7 +29,15 @@ import numpy as np
 from uplift.allocation import checked_scores, hull_path, of_arm
 from uplift.data import BoolArray, FloatArray, IntArray
 from uplift.errors import DesignError
-from uplift.scores import Influence, ScoreMatrix, cluster_codes, one_hot, refuse_missing_ranks
+from uplift.scores import (
+    Estimate,
+    Influence,
+    ScoreMatrix,
+    cluster_codes,
+    clustered_error,
+    one_hot,
+    refuse_missing_ranks,
+)
 
 # Half of the width of the window in which the gain at the margin is measured, of the whole spend.
 _HALF_WINDOW = 0.05
@@ -39,9 +47,9 @@ _HALF_WINDOW = 0.05
 class GainCurve:
     """A path of policies over n rows and K arms, measured. Made by `gain_curve`, `ranked_curve`.
 
-    Per row (n,): `codes` 0..G-1 of clusters; `start`, the arm at budget 0; `start_gain` and
-    `start_spend`, what that arm brings and costs. Per step (steps,), in the order in which the
-    budget takes them: `row`; `before` and `arm`, the arms it leads from and to; `price`, its
+    Per row (n,): `codes` of clusters, whole numbers from 0; `start`, the arm at budget 0, with what
+    it brings and costs, `start_gain` and `start_spend`. Per step (steps,), in the order in which
+    the budget takes them: `row`; `before` and `arm`, the arms it leads from and to; `price`, its
     predicted cost; `gain` and `spend`, what it adds to measured gain and cost; `block`, equal for
     steps that share what is left.
     """
@@ -176,11 +184,42 @@ class GainCurve:
 
     def curve(self, points: int = 50) -> list[dict[str, float]]:
         """Gain with its interval, and measured spend, at even budgets from 0 to the full one."""
-        rows = []
+        groups = int(self.codes.max()) + 1
+        some = int(np.count_nonzero(np.bincount(self.codes)))
+        cluster = self.codes[self.row]
+        ends = np.append(self._first, len(self.row))
+        clusters = np.arange(groups)
+        size = np.bincount(self.codes, minlength=groups)
+        gain = np.bincount(self.codes, weights=self.start_gain, minlength=groups) + 0.0
+        cost = np.zeros(groups)
+
+        def sums(values: FloatArray, steps: slice) -> FloatArray:
+            found = np.bincount(cluster[steps], weights=values[steps], minlength=groups)
+            return found.astype(np.float64, copy=False)
+
+        rows, done = [], 0
         for budget in np.linspace(0.0, self.full_budget, points):
-            spent = float(np.interp(budget, self.budgets, self.spends))
+            # Blocks that are taken whole are added once; the one at the cut, each time.
+            block = int(np.searchsorted(self.budgets, budget, side="right")) - 1
+            whole, cut = slice(ends[done], ends[block]), slice(ends[block], ends[block])
+            gain, cost = gain + sums(self.gain, whole), cost + sums(self.price, whole)
+            done, share, margin = block, 0.0, 0.0
+            if budget < self.full_budget:
+                cut = slice(ends[block], ends[block + 1])
+                low, high = self.budgets[block], self.budgets[block + 1]
+                share = (budget - low) / (high - low)
+                margin = self._margin(budget, self.budgets, self.gains)
+            value = float(self.value(budget))
+            psi = gain + share * sums(self.gain, cut) - value * size
+            psi -= margin * (cost + share * sums(self.price, cut) - budget * size)
+            # psi holds the sums by cluster; the error is per row.
+            error = clustered_error(psi, clusters, some) * groups / len(self)
             rows.append(
-                {"budget": float(budget), "spend": spent, **self.at(budget).estimate.to_json()}
+                {
+                    "budget": float(budget),
+                    "spend": float(np.interp(budget, self.budgets, self.spends)),
+                    **Estimate(value, error).to_json(),
+                }
             )
         return rows
 

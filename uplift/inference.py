@@ -37,10 +37,11 @@ def half_samples(
             f"half-samples need at least 4 clusters, found {len(names)}. "
             "Evaluate on more customers."
         )
-    found = []
+    found, half = [], len(names) // 2
     for _ in range(draws):
-        drawn = np.zeros(len(names), dtype=bool)
-        drawn[rng.choice(len(names), len(names) // 2, replace=False, shuffle=False)] = True
+        # Those below the median of random numbers: several times quicker than a shuffle.
+        number = rng.random(len(names))
+        drawn = number < np.partition(number, half)[half]
         found.append(np.asarray(statistic(drawn[codes]), dtype=np.float64))
     return np.stack(found)
 

@@ -45,15 +45,13 @@ class Ranking:
 
     order    (n,) row numbers from the highest score to the lowest
     D        (n,) contrasts in that order
-    codes    (n,) codes 0..G-1 of the clusters, in the order of the rows
-    groups   G
+    codes    (n,) codes of the clusters, whole numbers from 0, in the order of the rows
     block    (n,) number of the tied block in that order, 0 first
     """
 
     order: IntArray
     D: FloatArray
     codes: IntArray
-    groups: int
     block: IntArray
 
     def __len__(self) -> int:
@@ -182,10 +180,11 @@ class Ranking:
         self, points: int, at: Callable[[float], tuple[float, FloatArray]]
     ) -> list[dict[str, float]]:
         codes = self.codes[self.order]
+        groups = int(np.count_nonzero(np.bincount(codes)))
         rows = []
         for q in np.arange(1, points + 1) / points:
             value, psi = at(float(q))
-            made = Estimate(value, clustered_error(psi, codes, self.groups))
+            made = Estimate(value, clustered_error(psi, codes, groups))
             rows.append({"q": float(q), **made.to_json()})
         return rows
 
@@ -198,7 +197,6 @@ class Ranking:
             number[self.order[kept]],
             self.D[kept],
             self.codes[keep],
-            self.groups,
             np.cumsum(np.diff(block, prepend=block[:1]) != 0),
         )
 
@@ -206,6 +204,16 @@ class Ranking:
         """(parts,) mean of D per equal part of the ranks, highest first."""
         inside = np.diff(self._within(np.arange(parts + 1) / parts))
         return self.mean + parts * inside
+
+    def _part_means_of(self, keep: BoolArray, parts: int) -> FloatArray:
+        """`subset(keep).part_means(parts)`, several times quicker where no scores are tied."""
+        if len(self.first) < len(self):
+            return self.subset(keep).part_means(parts)
+        D = self.D[np.flatnonzero(keep[self.order])]
+        edge = np.arange(parts + 1) / parts * len(D)
+        whole = np.minimum(np.floor(edge).astype(np.int64), len(D) - 1)
+        sums = np.cumsum(D)[whole] - D[whole] + (edge - whole) * D[whole]
+        return np.asarray(np.diff(sums) * parts / len(D))
 
     def deciles(
         self,
@@ -217,9 +225,9 @@ class Ranking:
     ) -> list[dict[str, Any]]:
         """Mean of D and of `predicted` (n,) per tenth of the ranks, highest first. Standard
         errors by half-samples, in which customers change tenths as their ranks change."""
-        beside = Ranking(self.order, predicted[self.order], self.codes, self.groups, self.block)
+        beside = Ranking(self.order, predicted[self.order], self.codes, self.block)
         se = half_sample_errors(
-            lambda keep: self.subset(keep).part_means(parts), self.codes, rng, draws=draws
+            lambda keep: self._part_means_of(keep, parts), self.codes, rng, draws=draws
         )
         return [
             {
@@ -248,13 +256,15 @@ def rank_rows(score: FloatArray, contrast: FloatArray, cluster: IntArray) -> Ran
     refuse_missing_ranks(score)
     if not np.isfinite(contrast).all():
         raise DesignError("the contrast holds values that are no finite numbers")
-    codes, groups = cluster_codes(cluster)
+    codes, _ = cluster_codes(cluster)
     # Rows of one score in an order of their own: sums then come out the same to the last bit
     # whatever order the rows came in.
-    order = np.lexsort((codes, contrast, -score))
+    order = np.argsort(-score)
+    if np.any(np.diff(score[order]) == 0):
+        order = np.lexsort((codes, contrast, -score))
     ranked = score[order]
     block = np.cumsum(np.diff(ranked, prepend=ranked[:1]) != 0)
-    return Ranking(order, np.asarray(contrast, dtype=np.float64)[order], codes, groups, block)
+    return Ranking(order, np.asarray(contrast, dtype=np.float64)[order], codes, block)
 
 
 def _sums_after(values: FloatArray) -> FloatArray:

@@ -61,6 +61,10 @@ def from_influence(estimate: float, psi: FloatArray, cluster: IntArray) -> Estim
     depend on the order of the rows, to the last bit.
     """
     codes, groups = cluster_codes(cluster)
+    return _from_codes(estimate, psi, codes, groups)
+
+
+def _from_codes(estimate: float, psi: FloatArray, codes: IntArray, groups: int) -> Estimate:
     if groups < len(codes):
         order = np.lexsort((psi, codes))
         psi, codes = psi[order], codes[order]
@@ -79,8 +83,8 @@ def cluster_codes(cluster: IntArray) -> tuple[IntArray, int]:
 
 
 def clustered_error(psi: FloatArray, codes: IntArray, groups: int) -> float:
-    """Standard error from (n,) influence values and (n,) codes 0..groups-1 of their clusters."""
-    sums = np.bincount(codes, weights=psi, minlength=groups)
+    """Standard error from (n,) influence values and (n,) codes of their `groups` clusters."""
+    sums = np.bincount(codes, weights=psi)
     variance = groups / (groups - 1) * float(sums @ sums) / len(psi) ** 2
     return float(np.sqrt(variance))
 
@@ -91,7 +95,7 @@ class Influence:
 
     value  the estimate
     psi    (n,) influence values, in the order of the rows
-    codes  (n,) codes 0..G-1 of the clusters
+    codes  (n,) codes of the clusters, whole numbers from 0
     """
 
     value: float
@@ -114,7 +118,8 @@ class Influence:
     @property
     def estimate(self) -> Estimate:
         """With the clustered standard error."""
-        return from_influence(self.value, self.psi, self.codes)
+        groups = int(np.count_nonzero(np.bincount(self.codes)))
+        return _from_codes(self.value, self.psi, self.codes, groups)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ The experiment is that of `test_coverage`: tau_1 = .2 + .4 x0, tau_2 = -.1 + .3 
 straight line out of fold, known probabilities. A score that has correlation rho with the normal
 tau_1 has AUTOC = .9032 * .4 rho, QINI = .4 rho / (2 sqrt(pi)) and uplift at q = .2 + .4 rho
 phi(z_q) / q. The gain at a budget of .1 per row is .14116 (+- .00005) by the true effects of 12
-million rows at the shadow price that spends .1; the rival sends arm 1, at cost .4 or .6, by x2, which
-says nothing: .2 times the sixth of the rows that .1 pays for.
+million rows at the shadow price that spends .1; the rival sends arm 1, at cost .4 or .6, by x2,
+which says nothing: .2 times the sixth of the rows that .1 pays for.
 """
 
 from __future__ import annotations

@@ -140,6 +140,20 @@ def test_two_arms_by_hand() -> None:
     assert [row["value"] for row in curve.curve(6)] == [0.0, 5.0, 30.0, 55.0, 57.5, 60.0]
 
 
+@pytest.mark.parametrize("levels", [None, 4])
+def test_the_curve_is_its_points(levels: int | None) -> None:
+    made = Instance(n=300, seed=16, levels=levels)
+    made.cost[:30, 0] = 0.0
+    curve = made.curve()
+    rows = curve.curve(13)
+    assert len(rows) == 13
+    for row in rows:
+        exact = curve.at(row["budget"]).estimate
+        assert row["value"] == pytest.approx(exact.value, abs=1e-12)
+        assert row["se"] == pytest.approx(exact.se, rel=1e-9)
+        assert row["spend"] == pytest.approx(curve.spend_at(row["budget"]).value, abs=1e-12)
+
+
 def test_what_is_free_is_given_first_and_what_loses_never() -> None:
     reward, cost = np.array([[2.0, 3.0], [-1.0, -2.0]]), np.array([[0.0, 1.0], [1.0, 0.0]])
     scores = ScoreMatrix(np.array([[0.0, 5.0, 9.0], [0.0, 7.0, 7.0]]), np.arange(2))

@@ -256,6 +256,17 @@ def test_subset_is_the_ranking_of_its_rows() -> None:
     np.testing.assert_allclose(some.uplift_at(0.3).psi, direct.uplift_at(0.3).psi, atol=1e-14)
 
 
+@pytest.mark.parametrize("n", [9, 10, 400])
+def test_the_quick_way_to_parts_of_a_subset_is_the_long_one(n: int) -> None:
+    score, contrast, cluster = draws(10**9, n, seed=18)
+    made = rank_rows(score, contrast, cluster)
+    for seed in range(5):
+        keep = np.random.default_rng(seed).random(n) < 0.5
+        keep[0] = True
+        quick, long = made._part_means_of(keep, 10), made.subset(keep).part_means(10)
+        np.testing.assert_allclose(quick, long, rtol=0, atol=1e-12)
+
+
 def test_comparison_of_rankings_is_paired() -> None:
     rng = np.random.default_rng(13)
     n = 3000
