@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,6 +44,24 @@ class Settings:
         }
 
 
+@dataclass(frozen=True)
+class Fold:
+    """Rows to learn from and `held` rows that judge (positions in the data), with their targets
+    and, where given, weights of the same lengths."""
+
+    rows: IntArray
+    target: FloatArray
+    weight: FloatArray | None
+    held: IntArray
+    held_target: FloatArray
+    held_weight: FloatArray | None
+
+    @property
+    def size(self) -> float:
+        """What the held-out rows weigh."""
+        return float(len(self.held) if self.held_weight is None else self.held_weight.sum())
+
+
 class Binned:
     """A feature matrix whose histogram bins were found once.
 
@@ -54,7 +72,6 @@ class Binned:
         self._data = lgb.Dataset(
             X,
             categorical_feature=categorical,
-            free_raw_data=False,
             params={
                 "verbosity": -1,
                 "num_threads": threads,
@@ -74,31 +91,43 @@ class Binned:
         *,
         weight: FloatArray | None = None,
         binary: bool = False,
-        valid: tuple[IntArray, FloatArray] | None = None,
-        valid_weight: FloatArray | None = None,
-    ) -> tuple[BoosterTerm, FloatArray]:
-        """Fit on `rows` (positions in X) with `target` and `weight` of the same length.
-
-        Returns the booster with all its rounds, and the loss after 1, 2, ... rounds on the
-        `valid` rows (an empty array without).
-        """
+    ) -> BoosterTerm:
+        """Fit on `rows` (positions in X) with `target` and `weight` of the same length."""
         train = self._subset(rows, target, weight)
-        history: dict[str, dict[str, list[float]]] = {}
-        sets, callbacks = [], []
-        if valid is not None:
-            sets = [self._subset(valid[0], valid[1], valid_weight)]
-            callbacks = [lgb.record_evaluation(history)]
-        objective = "binary" if binary else "regression"
-        booster = lgb.train(
-            settings.params(objective),
-            train,
-            num_boost_round=settings.rounds,
-            valid_sets=sets or None,
-            valid_names=["valid"] if sets else None,
-            callbacks=callbacks or None,
-        )
-        curve = next(iter(history["valid"].values())) if history else []
-        return BoosterTerm(booster, "sigmoid" if binary else "identity"), np.asarray(curve)
+        booster = lgb.train(settings.params(_objective(binary)), train, settings.rounds)
+        return BoosterTerm(booster, _link(binary))
+
+    def fit_beside(
+        self, folds: Sequence[Fold], settings: Settings, *, binary: bool = False
+    ) -> tuple[list[BoosterTerm], FloatArray]:
+        """One booster per fold, grown side by side for as long as it pays.
+
+        Returns them and, after 1, 2, ... rounds, the sum of their losses on the held-out rows.
+        They stop when that sum has not fallen for a fifth of `settings.rounds` (at least 10):
+        what is learned of effects is soon exhausted, and most of the time would go into trees
+        that are thrown away.
+        """
+        boosters, sizes = [], []
+        for fold in folds:
+            train = self._subset(fold.rows, fold.target, fold.weight)
+            booster = lgb.Booster(settings.params(_objective(binary)), train)
+            booster.add_valid(self._subset(fold.held, fold.held_target, fold.held_weight), "held")
+            boosters.append(booster)
+            sizes.append(fold.size)
+        growing = [True] * len(boosters)
+        losses = np.full(len(boosters), np.nan)
+        curve: list[float] = []
+        patience = max(10, settings.rounds // 5)
+        while len(curve) < settings.rounds and any(growing):
+            for f, booster in enumerate(boosters):
+                # LightGBM ends early when no split is left; its last loss then stands.
+                growing[f] = growing[f] and not booster.update()
+                if growing[f] or np.isnan(losses[f]):
+                    losses[f] = booster.eval_valid()[0][2]
+            curve.append(float(np.dot(sizes, losses)))
+            if len(curve) - 1 - int(np.argmin(curve)) >= patience:
+                break
+        return [BoosterTerm(booster, _link(binary)) for booster in boosters], np.asarray(curve)
 
     def _subset(self, rows: IntArray, target: FloatArray, weight: FloatArray | None) -> lgb.Dataset:
         order = np.argsort(rows, kind="stable")  # LightGBM wants ascending positions
@@ -150,47 +179,46 @@ def cross_fit(
     what the objective implies (identity, or sigmoid for binary).
     """
     judge_rows, judge_target, judge_weight = valid or (rows, target, weight)
-    shown = link or ("sigmoid" if binary else "identity")
-    terms: list[BoosterTerm | None] = []
-    means, total = [], np.zeros(settings.rounds + 1)
+    shown = link or _link(binary)
+    folds, means, start = [], [], 0.0
     for f in range(int(fold.max()) + 1):
         train, held = fold[rows] != f, fold[judge_rows] == f
-        w = None if weight is None else weight[train]
-        v = None if judge_weight is None else judge_weight[held]
-        mean = float(np.average(target[train], weights=w)) if train.any() else 0.0
-        means.append(mean)
-        if not _learnable(target[train], binary) or not held.any():
-            terms.append(None)
-            continue
-        booster, curve = data.fit(
+        part = Fold(
             rows[train],
             target[train],
-            settings,
-            weight=w,
-            binary=binary,
-            valid=(judge_rows[held], judge_target[held]),
-            valid_weight=v,
+            None if weight is None else weight[train],
+            judge_rows[held],
+            judge_target[held],
+            None if judge_weight is None else judge_weight[held],
         )
-        terms.append(booster)
-        size = float(held.sum() if v is None else v.sum())
-        start = _constant_loss(judge_target[held], v, mean, binary)
-        # LightGBM stops early when no split is left; its last loss then stands.
-        padded = np.full(settings.rounds, curve[-1])
-        padded[: len(curve)] = curve
-        total += size * np.concatenate([[start], padded])
-    rounds = 0 if any(t is None for t in terms) else int(np.argmin(total))
+        mean = float(np.average(part.target, weights=part.weight)) if train.any() else 0.0
+        means.append(mean)
+        folds.append(part)
+        if held.any():
+            start += part.size * _constant_loss(part.held_target, part.held_weight, mean, binary)
     overall = float(np.average(target, weights=weight)) if len(target) else 0.0
+    rounds = 0
+    terms: list[BoosterTerm] = []
+    if all(_learnable(part.target, binary) and len(part.held) for part in folds):
+        terms, curve = data.fit_beside(folds, settings, binary=binary)
+        rounds = int(np.argmin(np.concatenate([[start], curve])))
     if rounds == 0:
         models = [_constant(mean, binary, shown) for mean in means]
         return CrossFit(tuple(models), _constant(overall, binary, shown), 0)
-    whole, _ = data.fit(
-        rows, target, replace(settings, rounds=rounds), weight=weight, binary=binary
-    )
+    whole = data.fit(rows, target, replace(settings, rounds=rounds), weight=weight, binary=binary)
     return CrossFit(
-        tuple(_trimmed(t, rounds, shown) for t in terms if t is not None),
+        tuple(_trimmed(term, rounds, shown) for term in terms),
         _trimmed(whole, rounds, shown),
         rounds,
     )
+
+
+def _objective(binary: bool) -> str:
+    return "binary" if binary else "regression"
+
+
+def _link(binary: bool) -> str:
+    return "sigmoid" if binary else "identity"
 
 
 def _trimmed(term: BoosterTerm, rounds: int, link: str) -> EffectModel:

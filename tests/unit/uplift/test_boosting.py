@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import lightgbm as lgb
 import numpy as np
 import pytest
 
-from uplift.boosting import Binned, Settings, cross_fit
+from uplift.boosting import Binned, Fold, Settings, cross_fit
 
 SETTINGS = Settings(rounds=60, learning_rate=0.1, num_leaves=7, min_child_samples=10, threads=1)
 
@@ -27,8 +28,7 @@ def test_a_subset_of_the_shared_bins_learns_what_lightgbm_learns_of_the_rows_alo
     y, w = X[:, 0] + rng.standard_normal(900), rng.uniform(0.5, 2.0, 900)
     rows = rng.permutation(900)[:600]
     settings = replace(SETTINGS, rounds=20, feature_fraction=1.0)
-    term, curve = Binned(X, [], 1).fit(rows, y[rows], settings, weight=w[rows])
-    assert len(curve) == 0
+    term = Binned(X, [], 1).fit(rows, y[rows], settings, weight=w[rows])
     order = np.sort(rows)
     params = {"verbosity": -1, "min_data_in_bin": 3, "feature_pre_filter": False}
     part = lgb.Dataset(X[order], y[order], weight=w[order], params=params)
@@ -36,17 +36,43 @@ def test_a_subset_of_the_shared_bins_learns_what_lightgbm_learns_of_the_rows_alo
     np.testing.assert_allclose(term.value(X, 1), direct.predict(X, num_threads=1), rtol=1e-12)
 
 
-def test_the_loss_curve_is_that_of_the_valid_rows() -> None:
+def test_the_loss_curve_is_the_sum_over_the_held_out_rows() -> None:
     X, y, fold = sample()
-    train, held = np.flatnonzero(fold != 0), np.flatnonzero(fold == 0)
-    w = np.random.default_rng(2).uniform(0.2, 3.0, len(held))
-    term, curve = Binned(X, [], 1).fit(
-        train, y[train], SETTINGS, valid=(held, y[held]), valid_weight=w
-    )
-    assert len(curve) == SETTINGS.rounds
-    for rounds in (1, 10, 60):
-        raw = term.booster.predict(X[held], num_iteration=rounds, num_threads=1)
-        assert curve[rounds - 1] == pytest.approx(np.average((raw - y[held]) ** 2, weights=w))
+    w = np.random.default_rng(2).uniform(0.2, 3.0, len(X))
+    folds = [Fold(a, y[a], None, b, y[b], w[b]) for a, b in map(partial(split, fold), range(2))]
+    terms, curve = Binned(X, [], 1).fit_beside(folds, SETTINGS)
+    for rounds in (1, 10, len(curve)):
+        losses = []
+        for part, term in zip(folds, terms, strict=True):
+            raw = term.booster.predict(X[part.held], num_iteration=rounds, num_threads=1)
+            losses.append(np.sum(w[part.held] * (raw - y[part.held]) ** 2))
+        assert curve[rounds - 1] == pytest.approx(np.sum(losses))
+
+
+def split(fold: np.ndarray, f: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.flatnonzero(fold != f), np.flatnonzero(fold == f)
+
+
+def test_boosters_side_by_side_are_those_that_grow_alone() -> None:
+    X, y, fold = sample()
+    folds = [Fold(a, y[a], None, b, y[b], None) for a, b in map(partial(split, fold), range(4))]
+    data = Binned(X, [], 1)
+    terms, curve = data.fit_beside(folds, SETTINGS)
+    alone = data.fit(folds[2].rows, folds[2].target, replace(SETTINGS, rounds=len(curve)))
+    assert np.array_equal(terms[2].value(X, 1), alone.value(X, 1))
+
+
+def test_trees_that_no_longer_pay_are_not_grown() -> None:
+    """Where there is nothing to learn the patience is what is spent, and not all the rounds."""
+    X, _, fold = sample()
+    noise = np.random.default_rng(8).standard_normal(len(X))
+    folds = [
+        Fold(a, noise[a], None, b, noise[b], None) for a, b in map(partial(split, fold), range(4))
+    ]
+    terms, curve = Binned(X, [], 1).fit_beside(folds, SETTINGS)
+    assert len(curve) == 1 + int(np.argmin(curve)) + SETTINGS.rounds // 5
+    assert len(curve) < SETTINGS.rounds
+    assert {term.booster.num_trees() for term in terms} == {len(curve)}
 
 
 def test_the_number_of_trees_minimises_the_loss_over_the_folds() -> None:
@@ -57,7 +83,7 @@ def test_the_number_of_trees_minimises_the_loss_over_the_folds() -> None:
     total = np.zeros(quick.rounds)
     for f in range(4):
         train, held = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
-        term, _ = data.fit(train, y[train], quick)
+        term = data.fit(train, y[train], quick)
         for r in range(quick.rounds):
             raw = term.booster.predict(X[held], num_iteration=r + 1, num_threads=1)
             total[r] += np.sum((raw - y[held]) ** 2)
@@ -144,7 +170,7 @@ def test_categories_are_split_as_sets() -> None:
     stump = replace(SETTINGS, rounds=1, learning_rate=1.0, num_leaves=2, feature_fraction=1.0)
     stump = replace(stump, lambda_l2=0.0, extra={"cat_smooth": 0.0, "cat_l2": 0.0})
     rows = np.arange(1500)
-    as_set, _ = Binned(X, [0], 1).fit(rows, y, stump)
-    as_number, _ = Binned(X, [], 1).fit(rows, y, stump)
+    as_set = Binned(X, [0], 1).fit(rows, y, stump)
+    as_number = Binned(X, [], 1).fit(rows, y, stump)
     assert as_set.value(X, 1) == pytest.approx(y, abs=1e-6)
     assert np.abs(as_number.value(X, 1) - y).mean() > 0.3
