@@ -29,10 +29,12 @@ import numpy as np
 from uplift.allocation import checked_scores, hull_path, of_arm
 from uplift.data import BoolArray, FloatArray, IntArray
 from uplift.errors import DesignError
+from uplift.inference import MIN_DRAWS, half_sample_errors
 from uplift.scores import (
     Estimate,
     Influence,
     ScoreMatrix,
+    ascending,
     cluster_codes,
     clustered_error,
     one_hot,
@@ -176,11 +178,20 @@ class GainCurve:
 
     def area(self, budget: float) -> float:
         """Area under the curve over spend from 0 to `budget`, exact for the piecewise straight
-        curve; beyond its end the curve is level. Its error comes from half-samples."""
+        curve; beyond its end the curve is level."""
         inside = self.budgets[self.budgets < _checked_budget(budget)]
         x = np.append(inside, budget)
         y = self.value(x)
         return float(np.sum((y[1:] + y[:-1]) / 2 * np.diff(x)))
+
+    def area_estimate(
+        self, budget: float, rng: np.random.Generator, *, draws: int = MIN_DRAWS
+    ) -> Estimate:
+        """The area with its half-sample error, the path solved anew on every half."""
+        se = half_sample_errors(
+            lambda keep: self.subset(keep).area(budget), self.codes, rng, draws=draws
+        )
+        return Estimate(self.area(budget), float(se))
 
     def curve(self, points: int = 50) -> list[dict[str, float]]:
         """Gain with its interval, and measured spend, at even budgets from 0 to the full one."""
@@ -268,19 +279,23 @@ def gain_curve(
 def ranked_curve(
     scores: ScoreMatrix,
     rank: FloatArray,
-    arm: int,
+    arm: int | IntArray,
     cost: FloatArray,
     *,
     spend: ScoreMatrix | None = None,
     eligible: BoolArray | None = None,
 ) -> GainCurve:
-    """The path that sends one arm (1..K) to the highest `rank` (n,) first. cost (n, K)."""
+    """The path that goes down `rank` (n,), highest first, and sends one arm (1..K), or each row's
+    own (n,), 0 for never. cost, eligible (n, K)."""
     refuse_missing_ranks(rank)
     _, cost = checked_scores(np.zeros_like(cost), cost)
-    rows = np.arange(len(rank)) if eligible is None else np.flatnonzero(eligible[:, arm - 1])
+    sent = np.full(len(rank), arm) if isinstance(arm, int) else arm
+    rows = np.flatnonzero(sent > 0)
+    if eligible is not None:
+        rows = rows[eligible[rows, sent[rows] - 1]]
     none = np.zeros(len(rank), dtype=np.int64)
-    led = (rows, none[rows], np.full(len(rows), arm))
-    return _path(scores, spend, cost, none, led, -rank[rows], cost[rows, arm - 1])
+    led = (rows, none[rows], sent[rows])
+    return _path(scores, spend, cost, none, led, -rank[rows], cost[rows, sent[rows] - 1])
 
 
 def _path(
@@ -310,9 +325,7 @@ def _path(
     gain = scores.gamma[row, arm] - scores.gamma[row, before]
     spent = paid(row, arm) - paid(row, before)
     codes, _ = cluster_codes(scores.cluster)
-    # Equal steps in an order of their own, so that sums do not depend on the order of the rows.
-    order = np.lexsort((spent, gain, price, key))
-    ranked = key[order]
+    order, block = ascending(key, spent, gain, price)
     return GainCurve(
         codes=codes,
         arms=cost.shape[1],
@@ -325,7 +338,7 @@ def _path(
         price=price[order],
         gain=gain[order],
         spend=spent[order],
-        block=np.cumsum(np.diff(ranked, prepend=ranked[:1]) != 0),
+        block=block,
     )
 
 

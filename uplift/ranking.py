@@ -30,6 +30,7 @@ from uplift.inference import half_sample_errors
 from uplift.scores import (
     Estimate,
     Influence,
+    ascending,
     cluster_codes,
     clustered_error,
     refuse_missing_ranks,
@@ -257,14 +258,9 @@ def rank_rows(score: FloatArray, contrast: FloatArray, cluster: IntArray) -> Ran
     if not np.isfinite(contrast).all():
         raise DesignError("the contrast holds values that are no finite numbers")
     codes, _ = cluster_codes(cluster)
-    # Rows of one score in an order of their own: sums then come out the same to the last bit
-    # whatever order the rows came in.
-    order = np.argsort(-score)
-    if np.any(np.diff(score[order]) == 0):
-        order = np.lexsort((codes, contrast, -score))
-    ranked = score[order]
-    block = np.cumsum(np.diff(ranked, prepend=ranked[:1]) != 0)
-    return Ranking(order, np.asarray(contrast, dtype=np.float64)[order], codes, block)
+    contrast = np.asarray(contrast, dtype=np.float64)
+    order, block = ascending(-score, codes, contrast)
+    return Ranking(order, contrast[order], codes, block)
 
 
 def _sums_after(values: FloatArray) -> FloatArray:

@@ -183,6 +183,18 @@ def refuse_missing_ranks(rank: FloatArray) -> None:
         )
 
 
+def ascending(key: FloatArray, *within: FloatArray | IntArray) -> tuple[IntArray, IntArray]:
+    """(n,) rows in ascending `key`, equal keys by `within`, the last one first; and (n,) the
+    number of the block of equal keys at each place. The order of the rows then changes no sum
+    over them, to the last bit."""
+    order = np.argsort(key)
+    ranked = key[order]
+    block = np.cumsum(np.diff(ranked, prepend=ranked[:1]) != 0)
+    if len(block) and block[-1] + 1 < len(block):
+        order = np.lexsort((*within, key))
+    return order, block
+
+
 def top_up_to(rank: FloatArray, cost: FloatArray, total: float | None) -> FloatArray:
     """(n,) share of each row that is treated when rows are taken from the highest `rank` until
     `total` cost is spent (None: everyone). Equal ranks share what is left at the cut, so row

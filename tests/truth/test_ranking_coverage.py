@@ -169,7 +169,7 @@ def test_coverage_of_four_waves_with_a_fixed_arm(capsys: pytest.CaptureFixture[s
 @pytest.mark.slow
 def test_coverage_of_half_samples(capsys: pytest.CaptureFixture[str]) -> None:
     """Deciles, and the gain at a budget with the path solved anew on every half."""
-    runs = 1000
+    runs = 700
     edges = norm.isf(np.linspace(0, 1, 11))
     deciles = 0.2 + 10 * 0.4 * 0.8 * np.diff(norm.pdf(edges))
     truth = {f"decile {j + 1}": float(deciles[j]) for j in range(10)}
@@ -213,20 +213,20 @@ def test_the_treated_share_does_not_move_the_metrics(share: float) -> None:
     np.testing.assert_array_less(np.abs(found.mean(axis=0) - truth), 3 * error)
 
 
-def fold_tests(runs: int, seed: int) -> dict[str, float]:
+def fold_tests(runs: int, rows: int, seed: int) -> dict[str, float]:
     """Share of runs without an effect whose AUTOC is found at 5%, over 5 folds: each fold judged
     by a score learned on the earlier ones, and by one learned on all others."""
     rng = np.random.default_rng(seed)
     sequential, naive = np.empty(runs), np.empty(runs)
     for r in range(runs):
-        x = rng.standard_normal((500, 5))
-        contrast = rng.standard_normal(500)
-        fold = draw_folds(np.arange(500), np.zeros(500, dtype=np.int64), 5, rng)
+        x = rng.standard_normal((rows, 5))
+        contrast = rng.standard_normal(rows)
+        fold = draw_folds(np.arange(rows), np.zeros(rows, dtype=np.int64), 5, rng)
 
         def learned(seen: np.ndarray, held: np.ndarray, x=x, contrast=contrast) -> Estimate:
             slopes = np.linalg.lstsq(x[seen], contrast[seen], rcond=None)[0]
-            rows = np.flatnonzero(held)
-            return rank_rows(x[held] @ slopes, contrast[held], rows).autoc().estimate
+            each = np.flatnonzero(held)
+            return rank_rows(x[held] @ slopes, contrast[held], each).autoc().estimate
 
         sequential[r] = sequential_folds(fold, learned).z
         parts = [learned(fold != f, fold == f) for f in range(5)]
@@ -238,14 +238,14 @@ def fold_tests(runs: int, seed: int) -> dict[str, float]:
 
 
 def test_sequential_folds_small() -> None:
-    found = fold_tests(300, 7)
+    found = fold_tests(300, 1000, 7)
     assert 0.015 <= found["sequential"] <= 0.09
     assert found["naive"] > 0.09
 
 
 @pytest.mark.slow
 def test_sequential_folds_reject_as_often_as_they_say(capsys: pytest.CaptureFixture[str]) -> None:
-    found = fold_tests(4000, 8)
+    found = fold_tests(4000, 2500, 8)
     with capsys.disabled():
         print("\nrejected without an effect:", found)
     assert 0.035 <= found["sequential"] <= 0.065

@@ -256,6 +256,35 @@ def test_a_ranked_path_is_the_single_coupon_policy(levels: int) -> None:
         assert curve.spend_at(budget).value == pytest.approx(spent, abs=1e-12)
 
 
+def test_a_ranked_path_with_an_arm_of_each_rows_own() -> None:
+    """Gain over cost as the ranking is treated from the top: the running means of both."""
+    made = Instance(n=200, seed=17)
+    rng = np.random.default_rng(18)
+    rank, arm = rng.standard_normal(200), rng.integers(0, 4, 200)
+    curve = ranked_curve(made.scores, rank, arm, made.cost)
+    rows = np.argsort(-rank)
+    rows = rows[arm[rows] > 0]
+    paid, brought = made.cost[rows, arm[rows] - 1], made.scores.contrast(arm)[rows]
+    np.testing.assert_allclose(curve.budgets[1:], np.cumsum(paid) / 200, atol=1e-12)
+    np.testing.assert_allclose(curve.gains[1:], np.cumsum(brought) / 200, atol=1e-12)
+
+
+def test_the_error_of_an_area_is_its_spread_over_experiments() -> None:
+    """One arm, cost 1, uniform effect per cost: area to .5 is 1/8 - 1/48; 300 experiments."""
+    rng = np.random.default_rng(19)
+
+    def experiment() -> GainCurve:
+        tau = rng.uniform(0, 1, 400)
+        gamma = np.column_stack([np.zeros(400), tau + rng.standard_normal(400)])
+        return gain_curve(ScoreMatrix(gamma, np.arange(400)), tau[:, None], np.ones((400, 1)))
+
+    areas = np.array([experiment().area(0.5) for _ in range(300)])
+    spread = areas.std(ddof=1)
+    assert abs(areas.mean() - (1 / 8 - 1 / 48)) < 3 * spread / np.sqrt(300)
+    found = [experiment().area_estimate(0.5, rng).se for _ in range(10)]
+    assert np.mean(found) == pytest.approx(spread, rel=0.15)
+
+
 def test_thresholds_and_eligibility_bound_the_path() -> None:
     made = Instance(n=200, seed=14)
     allowed = np.random.default_rng(15).random((200, 3)) < 0.5
