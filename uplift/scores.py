@@ -149,6 +149,11 @@ class ScoreMatrix:
         """Average effect of arm k against control, per row."""
         return clustered_mean(self.contrast(k), self.cluster)
 
+    def value(self, policy: FloatArray) -> Estimate:
+        """Value of a policy, per row: mean sum_k pi_k(x) Gam_k, control among the arms. `policy`
+        as in `gain`."""
+        return clustered_mean(self.gamma[:, 0] + self.gains(policy), self.cluster)
+
     def gain(self, policy: FloatArray) -> Estimate:
         """Value of a policy less that of no offer, per row. `policy` (n, K): probability of
         each arm; what is missing to 1 is control."""

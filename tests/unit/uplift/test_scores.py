@@ -10,6 +10,7 @@ from uplift.nuisances import doubly_robust
 from uplift.scores import (
     Estimate,
     ScoreMatrix,
+    ascending,
     calibration_slope,
     clustered_mean,
     decile_table,
@@ -121,6 +122,46 @@ def test_gain_of_policies() -> None:
     assert made.gain(one_hot(choice, 3)).value == pytest.approx(direct, abs=1e-12)
     mixed = 0.5 * everyone
     assert made.gain(mixed).value == pytest.approx(0.5 * made.effect(2).value, abs=1e-12)
+
+
+def test_value_is_the_mean_of_the_chosen_scores() -> None:
+    made = matrix()
+    choice = np.random.default_rng(20).integers(0, 4, 400)
+    chosen = made.gamma[np.arange(400), choice]
+    found = made.value(one_hot(choice, 3))
+    assert found.value == pytest.approx(chosen.mean(), abs=1e-12)
+    assert found.se == pytest.approx(clustered_mean(chosen, made.cluster).se, rel=1e-12)
+    gain = made.gain(one_hot(choice, 3)).value
+    assert found.value - made.value(np.zeros((400, 3))).value == pytest.approx(gain, abs=1e-12)
+
+
+def test_contrast_of_one_arm_and_of_each_rows_own() -> None:
+    made = matrix()
+    np.testing.assert_array_equal(made.contrast(2), made.gamma[:, 2] - made.gamma[:, 0])
+    own = np.arange(400) % 4
+    direct = [made.gamma[i, own[i]] - made.gamma[i, 0] for i in range(400)]
+    assert made.contrast(own).tolist() == direct
+
+
+def test_sums_inside_customers_do_not_depend_on_the_order_of_rows() -> None:
+    rng = np.random.default_rng(21)
+    psi, cluster = (
+        rng.standard_normal(3000) * 10.0 ** rng.integers(-6, 6, 3000),
+        rng.integers(0, 200, 3000),
+    )
+    base = from_influence(1.0, psi, cluster)
+    for _ in range(5):
+        order = rng.permutation(3000)
+        assert from_influence(1.0, psi[order], cluster[order]) == base
+
+
+def test_ascending_settles_ties_within() -> None:
+    key = np.array([2.0, 1.0, 2.0, 1.0, 3.0])
+    order, block = ascending(key, np.array([5, 4, 3, 2, 1]))
+    assert order.tolist() == [3, 1, 2, 0, 4]
+    assert block.tolist() == [0, 0, 1, 1, 2]
+    order, block = ascending(np.zeros(0))
+    assert (len(order), len(block)) == (0, 0)
 
 
 def test_comparison_is_paired() -> None:
