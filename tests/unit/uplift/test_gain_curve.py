@@ -164,6 +164,7 @@ def test_what_is_free_is_given_first_and_what_loses_never() -> None:
     assert nothing.full_budget == 0.0
     assert nothing.at(3.0).estimate == Estimate(0.0, 0.0)
     assert nothing.area(3.0) == 0.0
+    assert [row["value"] for row in nothing.curve(3)] == [0.0] * 3
     assert nothing.policy_at(1.0).tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
 
