@@ -1,6 +1,6 @@
 """This project and its peers side by side in one run: one table per suite, with ratios.
 
-Usage: python -m benchmarks [--only decisions,allocation,features,ingest]
+Usage: python -m benchmarks [--only decisions,allocation,features,ingest,learners]
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ SUITES = {
     "allocation": "one million customers and five coupons under a budget",
     "features": "one row of features per customer from order lines",
     "ingest": "the incremental store: daily ingests, and snapshots from it",
+    "learners": "learners of effects on simulated experiments, beside causalml's",
     "decisions": "the true value of decisions on the simulated shop (after make train)",
 }
 

@@ -18,7 +18,7 @@ def test_every_suite_can_be_run() -> None:
 def test_an_unknown_suite_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--only", "speed"]) == 2
     assert (
-        "expected some of allocation, features, ingest, decisions, found 'speed'"
+        "expected some of allocation, features, ingest, learners, decisions, found 'speed'"
         in capsys.readouterr().err
     )
 
