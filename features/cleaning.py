@@ -209,7 +209,8 @@ def _settle(
         if table in ("transactions", "exposures") and not raw.part:
             fail(problems, fail_empty)
             return None
-    found = bad_rows(con, table, ROW_KEYS.get(table, "customer_id"))
+    bad = _count(con, f"{table} WHERE _reason IS NOT NULL")
+    found = bad_rows(con, table, ROW_KEYS.get(table, "customer_id")) if bad else []
     if rejected:
         lines = con.execute(f"SELECT csv_line FROM {raw.rejected} LIMIT 5").fetchall()
         examples = tuple(one_line(str(line[0])) for line in lines)
@@ -223,14 +224,19 @@ def _settle(
                 f"{table}.{group.column}" if group.column else table,
                 f"{group.count} rows with {group.reason}: {REASONS[group.reason]}{shown}",
             )
-    write_quarantine(con, table, originals, raw.rejected, quarantine_path(config, table))
+    path = quarantine_path(config, table)
+    if found:
+        write_quarantine(con, table, originals, raw.rejected, path)
+    else:  # those of an earlier run are no longer of this table
+        path.unlink(missing_ok=True)
     if not _wrong_type(con, table, fields, found, problems):
         # Two systems that know one customer are what identities are for, not an error of the data.
         merged = table == "customers" and identities
         serious = [g for g in found if not (merged and g.reason == "duplicate_id")]
         judge(table, read, serious, config, problems)
     parts = _by_part(con, table, raw) if raw.part else None
-    con.execute(f"DELETE FROM {table} WHERE _reason IS NOT NULL")
+    if bad:
+        con.execute(f"DELETE FROM {table} WHERE _reason IS NOT NULL")
     dropped, identical = (0, 0) if raw.part else _repeats(con, table, fields, config)
     if problems is not None and table != "identities":
         report_sources(con, table, fields, identities, problems)

@@ -69,7 +69,7 @@ def write_quarantine(
     """Write the bad rows with their original values as text and their reason, atomically.
 
     Columns: the originals, then `reason`, `reason_column`, `row_number`; lines that are not valid
-    CSV stand in `csv_line`. Without bad rows the file of an earlier run is removed.
+    CSV stand in `csv_line`.
     """
     taken = {name.lower() for name in RESERVED} | {"csv_line"}
     names = [f"{name}_original" if name.lower() in taken else name for name in originals]
@@ -83,9 +83,6 @@ def write_quarantine(
         UNION ALL BY NAME
         SELECT 'bad_line' AS reason, '' AS reason_column, CAST(NULL AS BIGINT) AS row_number,
             csv_line FROM {rejected}"""
-    if not con.execute(f"SELECT count(*) FROM ({query})").fetchall()[0][0]:
-        path.unlink(missing_ok=True)
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     con.execute(f"COPY ({query}) TO {literal(str(aside))} (FORMAT parquet)")

@@ -64,7 +64,7 @@ class FilesSource:
         self._check_delivered_once(backend.con, parts, contents, problems)
         digest = _digest(contents, config)
         tables = checked_tables(backend, raws, config, digest=digest, problems=problems)
-        forget_csv(backend.con)
+        _forget_csv_of(backend.con, parts)
         return tables
 
     def ingest(self) -> Ingest:
@@ -112,7 +112,7 @@ class FilesSource:
         tables = checked_tables(
             backend, raws, config, digest=_digest(contents, config), take_in=take_in, only=only
         )
-        forget_csv(backend.con)
+        _forget_csv_of(backend.con, parts)
         return replace(tables, store=taken[0].store), taken[0]
 
     def _parts(self, problems: Problems | None) -> dict[str, list[Path]]:
@@ -198,6 +198,12 @@ def forget_csv(con: Any) -> None:
         ).fetchall()
         for (name,) in names:
             con.execute(f"DROP {kind} {quote(name)}")
+
+
+def _forget_csv_of(con: Any, parts: dict[str, list[Path]]) -> None:
+    # To look for them takes longer than to take in a day of Parquet.
+    if any(files[0].suffix == ".csv" for files in parts.values()):
+        forget_csv(con)
 
 
 def _load_csv(con: Any, file: Path, name: str) -> None:

@@ -252,7 +252,7 @@ def _sums(lines: pa.Table, start: Ints) -> dict[str, pa.Array]:
 def _written(table: pa.Table, folder: Path, kind: str, day: str) -> str:
     """Write a data file under the name of its digest, unless it is there; its relative path."""
     aside = folder / kind / f".{day}.{os.getpid()}"
-    pq.write_table(table, aside, compression="zstd", store_schema=False)
+    pq.write_table(table, aside, compression="lz4", store_schema=False)
     with aside.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
     name = f"{kind}/{day}-{digest}.parquet"

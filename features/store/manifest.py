@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,11 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     Raises:
         ConfigError: the folder cannot be written.
     """
-    text = json.dumps({"schema": SCHEMA, **asdict(manifest)}, default=str, indent=1)
+    # Written at each ingest, so it must be quick where there are thousands of files and days.
+    files = {name: vars(file) for name, file in manifest.files.items()}
+    days = {name: vars(day) for name, day in manifest.days.items()}
+    whole = {"schema": SCHEMA, **vars(manifest), "files": files, "days": days}
+    text = json.dumps(whole, default=str)
     write_aside(folder / NAME, lambda aside: aside.write_text(text, encoding="utf-8"), str(folder))
 
 
