@@ -134,6 +134,20 @@ def test_causalml_weighs_toc_by_one_over_q_and_so_drifts_with_the_number_of_rows
     assert drift[1] > drift[0] + 0.03
 
 
+def test_causalml_s_toc_is_right_and_its_qini_is_twice_the_area() -> None:
+    """Given contrasts and no ties it computes the same curve; its weights sum to 1 where those of
+    the area, q itself, have mean 1/2."""
+    rng = np.random.default_rng(3)
+    score, contrast = rng.random(800), rng.standard_normal(800)
+    frame = pd.DataFrame({"y": contrast, "w": 1, "tau": contrast, "model": score})
+    theirs = CAUSALML.get_toc(frame)["model"].to_numpy()[1:]
+    made = rank_rows(score, contrast, np.arange(800))
+    ours = [row["value"] for row in made.toc_curve(800)]
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+    twice = float(CAUSALML.rate_score(frame, weighting="qini")["model"])
+    assert twice == pytest.approx(2 * made.qini().value, abs=1e-4)
+
+
 def test_refusals() -> None:
     score, treated, y = rows()
     with pytest.raises(DesignError, match="need treated and control rows, found 400 treated"):
