@@ -38,10 +38,9 @@ from features.engines import on_engine
 from features.frozen import FrozenValues
 from features.grains import Workbench
 from features.labels import LABEL_FEATURES, labels
-from features.localtime import is_weekend, local_day, local_hour
+from features.localtime import in_daypart, is_weekend, local_day, local_hour
 from features.orders import MICRO
 from features.registry import available, closure
-from features.relations import daypart
 from features.segment_names import COLUMNS
 from features.segments import SEGMENT_FEATURES, segments
 from features.spine import Scratch, forever, load_spine, visible
@@ -269,7 +268,8 @@ def _purchases(work: Workbench, leaves: Sequence[Count]) -> ir.Table:
         if key == "kind":
             return items.coupon_id.isin(_coupons(work.config, values))
         if key == "daypart":
-            return daypart(local_hour(items.order_at, work.offsets)).isin(values)
+            hour = local_hour(items.order_at, work.offsets)
+            return functools.reduce(operator.or_, (in_daypart(hour, v) for v in values))
         if key == "workday":
             weekend = is_weekend(items.day, work.config.features.weekend_overrides)
             return ~weekend if values[0] else weekend

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import ibis
 import ibis.expr.types as ir
 
 from features.config import Config
@@ -107,6 +109,12 @@ class Workbench:
         return self.scratch.keep(days)
 
 
+def _greatest(values: Iterable[ir.Value]) -> ir.Value:
+    """The greatest that is not NULL; not every engine knows that of one value."""
+    given = list(values)
+    return ibis.greatest(*given) if len(given) > 1 else given[0]
+
+
 class Facts:
     """What a feature function gets: the columns of its relation, and the words of the rules.
 
@@ -125,6 +133,23 @@ class Facts:
 
     def count(self, where: ir.Value | None = None) -> ir.Value:
         return self.table.count(where=where)
+
+    @staticmethod
+    def total(what: ir.Value, where: ir.Value) -> ir.Value:
+        """Sum of what is true of the condition, 0 of nothing; faster than a filtered sum."""
+        return ibis.ifelse(where, what, 0).sum()
+
+    def most_frequent(self, values: Mapping[str, ir.Value]) -> ir.Value:
+        """The value that is true of most orders; ties: latest order, then alphabetical.
+
+        For a handful of values that are known beforehand: one pass counts all of them.
+        """
+        count = {v: self.table.count(where=holds) for v, holds in sorted(values.items())}
+        last = {v: self.table.order_at.max(where=holds) for v, holds in sorted(values.items())}
+        most = _greatest(count.values())
+        # The time of a value that no order has is NULL, and so it is never the latest.
+        latest = _greatest(ibis.ifelse(count[v] == most, last[v], None) for v in count)
+        return ibis.cases(*(((count[v] == most) & (last[v] == latest), v) for v in count))
 
     @staticmethod
     def ratio(part: ir.Value, whole: ir.Value) -> ir.Value:

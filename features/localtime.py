@@ -65,6 +65,18 @@ def local_hour(time: ir.Value, offsets: Offsets) -> ir.Value:
     return (seconds - (seconds // DAY) * DAY) // 3600
 
 
+# Whole local hours, first and last; night is the others.
+DAYPARTS = {"morning": (6, 10), "lunch": (11, 13), "afternoon": (14, 16), "evening": (17, 20)}
+NIGHT = "night"
+
+
+def in_daypart(hour: ir.Value, name: str) -> ir.Value:
+    """Whether a local hour is of a part of the day."""
+    if name == NIGHT:
+        return ~hour.between(6, 20)
+    return hour.between(*DAYPARTS[name])
+
+
 def month_of(day: ir.Value) -> ir.Value:
     """Month, 1 to 12, of days since 1970-01-01."""
     return date_of(day).month()

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 MOST_POINTS = 500  # of a category
 MOST_IN_ALL = 50_000
 BILLION = 1_000_000_000
-# DuckDB takes no NULL from a function.
-UNKNOWN = -1
+MOST_STEPS = 200_000
+LARGEST = float(np.finfo(float).max)
 # category -> [prices in millionths, ascending; share of the reference at or below each]
 Prices = dict[str, list[list[float]]]
 
@@ -49,51 +49,71 @@ def fit_prices(work: Workbench) -> Prices:
     return found
 
 
-def percentile(work: Workbench, category: ir.Value, price: ir.Value) -> ir.Value:
-    """Billionths of the reference below a price, plus half of those equal; NULL where the
-    category is NULL or not in the reference. Whole, so that their sum is the same in any order."""
+def with_percentile(work: Workbench, lines: ir.Table) -> ir.Table:
+    """Lines (category, price in millionths) with `percentile`: billionths of the reference below
+    the price, plus half of those equal; NULL where the category is NULL or not in the reference.
+
+    Whole numbers, so that their sum is the same in any order.
+    """
     prices = work.frozen.prices
     if not prices:
-        return ibis.null("int64")
-    found = work.scratch.function(_looked_up(prices), (str, float), int)(category, price)
-    return found.nullif(UNKNOWN)
-
-
-def _looked_up(prices: Prices) -> Any:
-    """The look-up as a function over Arrow arrays of categories and prices.
-
-    It is called for some thousand rows at a time, so it does not loop over categories: a price
-    becomes its rank among all reference prices, and (category, rank) one sorted whole number.
-    """
-    known = {name: code for code, name in enumerate(prices)}
-    every = np.unique(np.concatenate([np.array(price) for price, _ in prices.values()]))
-    width = len(every) + 1
-    key = np.concatenate(
-        [code * width + np.searchsorted(every, prices[name][0]) for name, code in known.items()]
+        return lines.mutate(percentile=ibis.null("float64"))
+    steps, scale, last = _steps(prices)
+    known = work.scratch.keep(work.scratch.load(steps))
+    bucket = ibis.ifelse(lines.price > 0, lines.price, 0.0).sqrt().sqrt() * scale
+    lines = lines.mutate(bucket=ibis.ifelse(bucket < last, bucket, last).floor())
+    joined = lines.left_join(
+        known,
+        [
+            lines.category == known.of,
+            lines.bucket == known.bucket,
+            lines.price >= known.low,
+            lines.price <= known.high,
+        ],
     )
-    # The share below the first price of a category is 0, whatever stands before it in the list.
-    sizes = [len(price) for price, _ in prices.values()]
-    start = np.concatenate([[0], np.cumsum(sizes)])
-    upto = np.concatenate([[0.0], *([*share] for _, share in prices.values())])
-    padded = np.append(every, np.inf)
-    keyed = np.append(key, -1)
+    own = [name for name in lines.columns if name != "bucket"]
+    return joined.select(*(lines[name] for name in own), percentile=known.percentile)
 
-    def look_up(category: pa.Array, price: pa.Array) -> pa.Array:
-        coded = _one(category).dictionary_encode()
-        codes = np.array([known.get(name, -1) for name in coded.dictionary.to_pylist()] + [-1])
-        code = codes[coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
-        asked = _one(price).to_numpy(zero_copy_only=False)
-        rank = np.searchsorted(every, asked)
-        wanted = code * width + rank
-        below = np.searchsorted(key, wanted)
-        equal = (padded[rank] == asked) & (keyed[below] == wanted)
-        first = start[code]
-        left = np.where(below > first, upto[below], 0.0)
-        right = np.where(equal, upto[np.minimum(below + 1, len(key))], left)
-        share = np.round((left + right) / 2 * BILLION)
-        return pa.array(np.where(code < 0, UNKNOWN, share).astype(np.int64))
 
-    return look_up
+def _steps(prices: Prices) -> tuple[pa.Table, float, int]:
+    """The percentile as a step function, cut into buckets in which a price finds its step.
+
+    Columns: of (category), bucket, low, high (of the step, both included), percentile. A price is
+    of the bucket floor(sqrt(sqrt(price)) * scale), at most the last one; roots are rounded alike on
+    every machine, and they spread cheap prices over more buckets than dear ones.
+    """
+    most = max(own[-1] for own, _ in prices.values())
+    buckets = int(np.clip(MOST_STEPS // len(prices), 16, 1024))
+    scale = buckets / np.sqrt(np.sqrt(max(most, 1.0)))
+    parts = []
+    for name, (own, upto) in prices.items():
+        at, share = np.array(own), np.array(upto)
+        left = np.concatenate([[0.0], share[:-1]])
+        low = np.concatenate([[-LARGEST], np.nextafter(at, np.inf), at])
+        high = np.concatenate([np.nextafter(at, -np.inf), [LARGEST], at])
+        value = np.concatenate([left, [share[-1]], (left + share) / 2])
+        # No price lies between neighbours without a number between them.
+        there = low <= high
+        low, high, value = low[there], high[there], value[there]
+        first, last = (
+            np.minimum(np.sqrt(np.sqrt(np.maximum(x, 0.0))) * scale, buckets - 1).astype(np.int64)
+            for x in (low, high)
+        )
+        times = last - first + 1
+        again = np.repeat(np.arange(len(low)), times)
+        of_run = np.arange(len(again)) - np.repeat(np.cumsum(times) - times, times)
+        parts.append(
+            pa.table(
+                {
+                    "of": pa.array([name] * len(again), type=pa.string()),
+                    "bucket": first[again] + of_run,
+                    "low": low[again],
+                    "high": high[again],
+                    "percentile": np.round(value[again] * BILLION),
+                }
+            )
+        )
+    return pa.concat_tables(parts), float(scale), buckets - 1
 
 
 def _one(values: Any) -> pa.Array:

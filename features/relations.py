@@ -14,8 +14,8 @@ import ibis.expr.types as ir
 from features.config import CONTROL
 from features.grains import Workbench
 from features.localtime import local_day, local_hour
-from features.orders import MICRO, kind_bits, order_values
-from features.prices import percentile
+from features.orders import MICRO, order_values
+from features.prices import with_percentile
 from features.spine import forever, visible
 
 RELATIONS: dict[str, Callable[[Workbench], ir.Table]] = {}
@@ -124,12 +124,13 @@ def lines_365d(work: Workbench) -> ir.Table:
     recent = work.items.filter(work.items.day >= work.spine.earliest_day - 365)
     seen = visible(work.spine, recent)
     seen = seen.filter(seen.age <= 365)
-    listed = (seen.paid + seen.discount) / seen.units
-    return seen.select(
+    priced = seen.select(
         "row",
+        "category",
         unit_price=seen.paid / seen.units / MICRO,
-        percentile=percentile(work, seen.category, listed),
+        price=(seen.paid + seen.discount) / seen.units,
     )
+    return with_percentile(work, priced)
 
 
 # --- favourites ---
@@ -170,38 +171,6 @@ def categories_365d(work: Workbench) -> ir.Table:
 def channels_365d(work: Workbench) -> ir.Table:
     """Channels of orders in 365 days: distinct, favourite, orders."""
     return _favourite_of(work, "channel")
-
-
-@relation
-def kinds_365d(work: Workbench) -> ir.Table:
-    """Coupon kinds of orders in 365 days: distinct, favourite, orders."""
-    o = work.history
-    known = o.filter(o.valid & (o.age <= 365) & (o.kinds != 0))
-    parts = [
-        known.filter((known.kinds & bit) != 0).select("row", "order_at", value=ibis.literal(kind))
-        for kind, bit in kind_bits(work.config).items()
-    ]
-    return _favourites(ibis.union(*parts, distinct=False) if len(parts) > 1 else parts[0])
-
-
-@relation
-def dayparts_365d(work: Workbench) -> ir.Table:
-    """Parts of the day of orders in 365 days: distinct, favourite, orders."""
-    o = work.history.filter(work.history.valid & (work.history.age <= 365))
-    return _favourites(
-        o.select("row", "order_at", value=daypart(local_hour(o.order_at, work.offsets)))
-    )
-
-
-def daypart(hour: ir.Value) -> ir.Value:
-    """morning 6-10, lunch 11-13, afternoon 14-16, evening 17-20, night 21-5 of a local hour."""
-    return ibis.cases(
-        (hour.between(6, 10), "morning"),
-        (hour.between(11, 13), "lunch"),
-        (hour.between(14, 16), "afternoon"),
-        (hour.between(17, 20), "evening"),
-        else_="night",
-    )
 
 
 @relation

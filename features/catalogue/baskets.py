@@ -105,7 +105,7 @@ def new_launch_share_365d(p: Facts) -> ir.Value:
 )
 def staple_share_365d(p: Facts) -> ir.Value:
     staple = (p.days >= 3) & p.product_id.notnull()
-    return p.ratio(p.lines.sum(where=staple).fill_null(0), p.lines.sum())
+    return p.ratio(p.total(p.lines, staple), p.lines.sum())
 
 
 @feature(
@@ -117,7 +117,7 @@ def staple_share_365d(p: Facts) -> ir.Value:
 )
 def order_value_mean_365d(o: Facts) -> ir.Value:
     known = o.valid & o.within(365)
-    return o.ratio(o.paid.sum(where=known), o.count(known)) / MICRO
+    return o.ratio(o.total(o.paid, known), o.count(known)) / MICRO
 
 
 @feature(
@@ -151,4 +151,4 @@ def price_percentile_365d(i: Facts) -> ir.Value:
 )
 def basket_units_mean_365d(o: Facts) -> ir.Value:
     known = o.valid & o.within(365)
-    return o.ratio(o.units.sum(where=known), o.count(known))
+    return o.ratio(o.total(o.units, known), o.count(known))

@@ -25,7 +25,7 @@ BILLION = 1_000_000_000
 )
 def discount_rate_365d(o: Facts) -> ir.Value:
     known = o.valid & o.within(365)
-    return o.ratio(o.discount.sum(where=known), (o.paid + o.discount).sum(where=known))
+    return o.ratio(o.total(o.discount, known), o.total(o.paid + o.discount, known))
 
 
 @feature(
@@ -50,7 +50,7 @@ def discount_depth_mean_365d(o: Facts) -> ir.Value:
     known = o.valid & o.within(365) & (o.discount > 0)
     # Whole numbers, so that the sum is the same in any order of rows.
     depth = (o.discount / (o.paid + o.discount).nullif(0.0) * BILLION * 1000).round()
-    return o.ratio(depth.cast("int64").sum(where=known), o.count(known)) / (BILLION * 1000)
+    return o.ratio(o.total(depth.cast("int64"), known), o.count(known)) / (BILLION * 1000)
 
 
 @feature(
@@ -123,12 +123,15 @@ for _kind, _name in KINDS.items():
 @feature(
     "kind_favourite_365d",
     group="kind",
-    of="kinds_365d",
+    of="orders",
     dtype="text",
     core=True,
     needs=OF_COUPON,
     doc="Coupon kind in most orders that carry a coupon of `offers`; ties: latest order, "
     "then alphabetical.",
 )
-def kind_favourite_365d(k: Facts) -> ir.Value:
-    return k.favourite.max()
+def kind_favourite_365d(o: Facts) -> ir.Value:
+    known = o.valid & o.within(365)
+    return o.most_frequent(
+        {k: known & ((o.kinds & bit) != 0) for k, bit in kind_bits(o.config).items()}
+    )

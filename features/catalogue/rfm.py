@@ -127,7 +127,7 @@ def spend_total(o: Facts) -> ir.Value:
     "returned orders included.",
 )
 def return_share_365d(o: Facts) -> ir.Value:
-    return o.ratio(-o.returned.sum(where=o.within(365)), o.paid.sum(where=o.within(365)))
+    return o.ratio(-o.total(o.returned, o.within(365)), o.total(o.paid, o.within(365)))
 
 
 @windowed("orders")
@@ -173,4 +173,4 @@ def spend_window(days: int) -> Feature:
 
 
 def _spend(o: Facts, where: ir.Value) -> ir.Value:
-    return (o.paid + o.returned).sum(where=where).fill_null(0.0) / MICRO
+    return o.total(o.paid + o.returned, where) / MICRO

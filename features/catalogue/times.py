@@ -5,7 +5,7 @@ from __future__ import annotations
 import ibis.expr.types as ir
 
 from features.grains import Facts
-from features.localtime import is_weekend, month_of
+from features.localtime import DAYPARTS, NIGHT, in_daypart, is_weekend, month_of
 from features.registry import feature
 
 
@@ -37,13 +37,14 @@ def workday_lunch_share_365d(o: Facts) -> ir.Value:
 @feature(
     "daypart_favourite_365d",
     group="time",
-    of="dayparts_365d",
+    of="orders",
     dtype="text",
     doc="Part of the day of most orders: morning 06–10, lunch 11–13, afternoon 14–16, evening "
     "17–20, night 21–05, whole local hours; ties: latest order, then alphabetical.",
 )
-def daypart_favourite_365d(p: Facts) -> ir.Value:
-    return p.favourite.max()
+def daypart_favourite_365d(o: Facts) -> ir.Value:
+    known = o.valid & o.within(365)
+    return o.most_frequent({p: known & in_daypart(o.hour, p) for p in (*DAYPARTS, NIGHT)})
 
 
 @feature(

@@ -19,8 +19,8 @@ from features.registry import feature
 )
 def spend_trend_90d(o: Facts) -> ir.Value:
     amount = o.paid + o.returned
-    late = amount.sum(where=o.within(90)).fill_null(0.0)
-    early = amount.sum(where=o.within(180) & ~o.within(90)).fill_null(0.0)
+    late = o.total(amount, o.within(90))
+    early = o.total(amount, o.within(180) & ~o.within(90))
     return o.ratio(late - early, late.abs() + early.abs())
 
 
@@ -71,5 +71,5 @@ def clv_order_day_value_mean(d: Facts) -> ir.Value:
     first = d.value.argmax(d.age)
     first = ibis.ifelse(first > 0, first, 0.0)
     known = d.value > 0
-    total = d.value.sum(where=known).fill_null(0.0) - first
+    total = d.total(d.value, known) - first
     return d.ratio(total, d.count(known) - ibis.ifelse(first > 0, 1, 0)) / MICRO
