@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import ibis
+import ibis.expr.types as ir
 
 from features.cleaning import Cleaned, clean
 from features.config import CONTROL, Config
@@ -33,7 +34,7 @@ def checked_tables(
     simulated: bool = False,
     notes: Sequence[str] = (),
     problems: Problems | None = None,
-    take_in: Callable[[bool], Cleaned] | None = None,
+    take_in: Callable[[bool], tuple[Cleaned, ir.Table]] | None = None,
     only: Collection[str] = tuple(CONTRACTS),
 ) -> Tables:
     """Clean every raw table and return them; the way of all sources that read foreign data.
@@ -45,6 +46,7 @@ def checked_tables(
     """
     con = backend.con
     cleaned: dict[str, Cleaned] = {}
+    made: dict[str, ir.Table] = {}
     with_identities = False
     for name in ("identities", "transactions", "exposures", "customers", "events"):
         stored = take_in is not None and name == "transactions"
@@ -52,7 +54,8 @@ def checked_tables(
             continue
         try:
             if take_in is not None and stored:
-                result: Cleaned | None = take_in(with_identities)
+                result: Cleaned | None
+                result, made[name] = take_in(with_identities)
             else:
                 result = clean(
                     con, name, raws[name], config, identities=with_identities, problems=problems
@@ -69,7 +72,7 @@ def checked_tables(
     if "exposures" in cleaned:
         _check_control(con, problems)
     _check_named(con, cleaned, config, problems)
-    tables = {name: backend.table(name) for name in cleaned}
+    tables = {name: made[name] if name in made else backend.table(name) for name in cleaned}
     lines = cleaned.get("transactions")
     return Tables(
         con=backend,

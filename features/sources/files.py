@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import ibis.expr.types as ir
 
 from features.cleaning import Cleaned, unreadable
 from features.config import Config
@@ -105,9 +106,9 @@ class FilesSource:
         def read(unread: Sequence[Path]) -> Raw:
             return read_raw(backend.con, "transactions", unread, part="taken_from")
 
-        def take_in(identities: bool) -> Cleaned:
+        def take_in(identities: bool) -> tuple[Cleaned, ir.Table]:
             taken.append(ingest(backend, found, config, read, identities=identities))
-            return taken[0].cleaned
+            return taken[0].cleaned, taken[0].lines
 
         tables = checked_tables(
             backend, raws, config, digest=_digest(contents, config), take_in=take_in, only=only

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ibis
+import ibis.expr.types as ir
 import pyarrow as pa
 
 from features.cleaning import PART, Cleaned, clean
@@ -49,13 +50,14 @@ _TAKEN, _WHICH = "_store_taken", "_store_which"
 class Ingest:
     """What an ingest came to.
 
-    `files`: names of files of the source that are new, changed, moved, removed. `days` were
-    written. `again` says why everything was done again, if it was. `bad`: rows set aside now, by
-    reason, of `read` rows. `cleaned`: the counts of the whole store, as cleaning all files gives
-    them.
+    `lines`: the table transactions. `files`: names of files of the source that are new, changed,
+    moved, removed. `days` were written. `again` says why everything was done again, if it was.
+    `bad`: rows set aside now, by reason, of `read` rows. `cleaned`: the counts of the whole store,
+    as cleaning all files gives them.
     """
 
     store: Store
+    lines: ir.Table
     files: Mapping[str, Sequence[str]]
     days: Sequence[str]
     again: str
@@ -181,12 +183,12 @@ def ingest(
             write_manifest(new, folder)
             _sweep(folder, new.data_files | (old.data_files if old else set()))
         store = Store(backend, folder, new)
-        store.make_view("transactions")
+        lines = store.make_view("transactions")
     bad = Counter[str]()
     for counts in taken.counts.values():
         bad.update(counts)
     n = bad.pop("read", 0)
-    return Ingest(store, _told(old, files), sorted(affected), again, n, bad, _counts(new))
+    return Ingest(store, lines, _told(old, files), sorted(affected), again, n, bad, _counts(new))
 
 
 def _digest_of_identities(backend: Any) -> str:

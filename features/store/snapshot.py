@@ -48,13 +48,15 @@ class Store:
     folder: Path
     manifest: Manifest
 
-    def make_view(self, name: str) -> None:
+    def make_view(self, name: str) -> ir.Table:
         """Make the table transactions as a view."""
         # Data files never change, so what their ends say need not be read twice.
         self.backend.con.execute("SET parquet_metadata_cache = true")
         lines = self.read("lines", self.manifest.days)
         query = f"SELECT {', '.join(COLUMNS)} FROM {lines} WHERE NOT _repeat"
         self.backend.con.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
+        schema = ibis.Schema.from_pyarrow(LINES)
+        return table_of(self.backend, name, ibis.schema({c: schema[c] for c in COLUMNS}))
 
     def before(self, spine: Spine, config: Config, scratch: Scratch) -> Moment | None:
         """What the store has of a spine of one moment; None where it does not fit the question."""
