@@ -172,6 +172,8 @@ def cross_fit(
     """Fit one model per fold on the rows outside it; the held-out loss chooses the rounds.
 
     rows     positions in the data that may be learned from; `target`, `weight` alike
+    target   or (F + 1, len(rows)): what each fold's model learns, and last what the full one
+             learns; then `valid` has to be given
     fold     fold of *every* row of the data, 0..F-1
     valid    (positions, target, weight) that judge the rounds; default: rows, target, weight
     The curve of held-out loss is summed over the folds, so all models get the same number of
@@ -181,11 +183,13 @@ def cross_fit(
     judge_rows, judge_target, judge_weight = valid or (rows, target, weight)
     shown = link or _link(binary)
     folds, means, start = [], [], 0.0
-    for f in range(int(fold.max()) + 1):
+    count = int(fold.max()) + 1
+    *targets, target = np.broadcast_to(target, (count + 1, len(rows)))
+    for f in range(count):
         train, held = fold[rows] != f, fold[judge_rows] == f
         part = Fold(
             rows[train],
-            target[train],
+            targets[f][train],
             None if weight is None else weight[train],
             judge_rows[held],
             judge_target[held],

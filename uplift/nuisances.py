@@ -175,6 +175,13 @@ def stack(models: Sequence[EffectModel]) -> EffectModel:
     return EffectModel(np.array([m.constant[0] for m in models]), tuple(terms))
 
 
+def only(means: EffectModel, k: int) -> EffectModel:
+    """Output k of a model of several, alone: no other output's terms are computed."""
+    return EffectModel(
+        means.constant[[k]], tuple((term, w[[k]]) for term, w in means.terms if w[k])
+    )
+
+
 def against_control(means: EffectModel) -> EffectModel:
     """(K,) effects mu_k - mu_0 from a model of the K + 1 arm means."""
     return EffectModel(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -193,6 +194,8 @@ def test_a_model_never_sees_the_customers_of_its_fold(name: str) -> None:
     shares = realised(clean.data.assignment, clean.data.arm)
     gamma = doubly_robust(clean.mu, shares, clean.data.arm, target)
     moved = replace(refit, mu=clean.mu, gamma=gamma)
+    if name != "t":  # which is nothing but these means
+        moved = replace(moved, arm_means=clean.arm_means, full_means=clean.full_means)
     before, full_before = make_learner(name).cross_fit(clean)
     after, full_after = make_learner(name).cross_fit(moved)
     X = clean.data.X
@@ -288,6 +291,31 @@ def test_the_x_learner_gives_the_stubs_their_weights(monkeypatch: pytest.MonkeyP
     expected = np.array([0.5, 0.75, 0.75])  # numbers whose means are exact in binary
     assert np.array_equal(made.model.constant, expected)
     assert np.array_equal(made.oof, np.tile(expected, (n, 1)))
+
+
+def test_the_x_learners_targets_know_nothing_of_the_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outcomes of a fold leave the targets of its model as they were, to the last bit. In the
+    out-of-fold means of the other rows they would have a part."""
+    seen: list[np.ndarray] = []
+
+    def kept(
+        _binned: object, rows: np.ndarray, target: np.ndarray, *_: object, **__: object
+    ) -> Any:
+        seen.append(target[:, clean.fold[rows] != 0])
+        return CrossFit((model,) * FOLDS, model, 0)
+
+    model = EffectModel(np.zeros(1))
+    monkeypatch.setattr(x_module, "cross_fit", kept)
+    clean = problem("money")
+    changed = clean.target + (clean.fold == 0) * 1e-3
+    moved = problem_of(replace(clean.data, y=changed), SETTINGS, FOLDS)
+    for made in (clean, moved):
+        make_learner("x").fit(made)
+    for before, after in zip(seen[:4], seen[4:], strict=True):
+        assert before.shape[0] == FOLDS + 1
+        assert np.array_equal(before[0], after[0])
+        assert not np.array_equal(before[1], after[1])
+        assert not np.array_equal(before[FOLDS], after[FOLDS])
 
 
 def test_the_forest_of_conversions_learns_nothing_about_amounts() -> None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 from uplift.boosting import CrossFit, cross_fit
+from uplift.data import FloatArray, IntArray
 from uplift.effects import EffectModel
 from uplift.learners.base import Learner, Models, learner, per_arm
-from uplift.nuisances import Problem
+from uplift.nuisances import Problem, only
 
 
 @learner
 class XLearner(Learner):
     """tau_k = e'_k tau0 + (1 - e'_k) tau1, with e'_k = e_k / (e_k + e_0).
 
-    tau0 regresses mu_k - Y on control rows, tau1 regresses Y - mu_0 on arm-k rows, both with
-    out-of-fold means. The weight is the average of e'_k: any weight is consistent, and the
-    assignment of a customer who is scored later is not known yet.
+    tau0 regresses mu_k - Y on control rows, tau1 regresses Y - mu_0 on arm-k rows. The means are
+    the other arm's, so no row has a part in its own; those of a fold's model come from the means
+    that left the same fold out, or else the fold's outcomes would have a part in its effects, and
+    held-out scores flatter them. The weight is the average of e'_k: any weight is consistent, and
+    the assignment of a customer who is scored later is not known yet.
     """
 
     name = "x"
@@ -28,7 +31,7 @@ class XLearner(Learner):
 
     @staticmethod
     def _arm(problem: Problem, k: int) -> CrossFit:
-        data, mu, y = problem.data, problem.mu, problem.target
+        data = problem.data
         eligible, contrast, weight = problem.contrast(k)
         e = data.assignment[eligible]
         share = float(np.average(e[:, k] / (e[:, k] + e[:, 0]), weights=data.weight[eligible]))
@@ -38,16 +41,13 @@ class XLearner(Learner):
             cross_fit(
                 problem.binned,
                 rows,
-                target,
+                sign * (problem.target[rows] - _means(problem, rows, other)),
                 problem.fold,
                 problem.effect_settings,
                 weight=data.weight_of(rows),
                 valid=(eligible, contrast, weight),
             )
-            for rows, target in (
-                (control, mu[control, k] - y[control]),
-                (treated, y[treated] - mu[treated, 0]),
-            )
+            for rows, other, sign in ((control, k, -1), (treated, 0, 1))
         ]
         zero, one = parts
         pairs = zip(zero.models, one.models, strict=True)
@@ -56,6 +56,17 @@ class XLearner(Learner):
             blend(zero.full, one.full, share),
             max(zero.rounds, one.rounds),
         )
+
+
+def _means(problem: Problem, rows: IntArray, arm: int) -> FloatArray:
+    """(F + 1, len(rows)) means of an arm, other than that of these rows, by each fold's model and
+    by the full one. A fold's own rows aren't learned from, and stay 0."""
+    out = np.zeros((problem.folds + 1, len(rows)))
+    for f, model in enumerate((*problem.arm_means, problem.full_means)):
+        inside = problem.fold[rows] != f
+        X = problem.data.X[rows[inside]]
+        out[f, inside] = only(model, arm).predict(X, problem.settings.threads)[:, 0]
+    return out
 
 
 def blend(tau0: EffectModel, tau1: EffectModel, share: float) -> EffectModel:
