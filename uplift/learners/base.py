@@ -80,11 +80,15 @@ class Learner(ABC):
                 "Remove them from `offers`, or add their exposures."
             )
         models, full = self.cross_fit(problem)
+        return Fitted(self.name, self.out_of_fold(problem, models), full, models)
+
+    def out_of_fold(self, problem: Problem, models: tuple[EffectModel, ...]) -> FloatArray:
+        """(n, K) effects of the training rows, each by the model of its fold."""
         oof = np.empty((len(problem.data), problem.data.n_arms))
         for f, model in enumerate(models):
             held = problem.fold == f
             oof[held] = model.predict(problem.data.X[held], problem.settings.threads)
-        return Fitted(self.name, oof, full, models)
+        return oof
 
 
 LEARNERS: dict[str, type[Learner]] = {}
