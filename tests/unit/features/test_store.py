@@ -164,9 +164,10 @@ def test_every_feature_is_that_of_the_raw_lines(
     assert store.absent == raw.absent
     moment = moments(lines)[which]
     frozen = FrozenValues("test", median_gap_days=21.5, response_rate=0.125)
-    if which == 0:
+    if which == 1:
         frozen = fit_frozen(raw, MIDNIGHT, config)
         assert fit_frozen(store, MIDNIGHT, config) == frozen
+        assert frozen.prices
     spine = all_customers(store, moment, config)
     pd.testing.assert_frame_equal(spine, all_customers(raw, moment, config))
     assert_stored(store, spine, config, frozen)
