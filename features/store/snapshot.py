@@ -53,7 +53,9 @@ class Store:
         # Data files never change, so what their ends say need not be read twice.
         self.backend.con.execute("SET parquet_metadata_cache = true")
         lines = self.read("lines", self.manifest.days)
-        query = f"SELECT {', '.join(COLUMNS)} FROM {lines} WHERE NOT _repeat"
+        # Without a condition the engine counts lines without reading them.
+        where = "WHERE NOT _repeat" if any(d.repeats for d in self.manifest.days.values()) else ""
+        query = f"SELECT {', '.join(COLUMNS)} FROM {lines} {where}"
         self.backend.con.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
         schema = ibis.Schema.from_pyarrow(LINES)
         return table_of(self.backend, name, ibis.schema({c: schema[c] for c in COLUMNS}))
