@@ -93,7 +93,8 @@ def build_features(
             columns[name] = _null(get(name), len(spine))
     data = {name: columns[name] for name in wanted}
     data |= {n: spine[n].reset_index(drop=True) for n in config.features.given if n in spine}
-    frame = pd.DataFrame(data, index=pd.RangeIndex(len(spine)))
+    # Not copied side by side into one block: columns are used one by one.
+    frame = pd.DataFrame(data, index=pd.RangeIndex(len(spine)), copy=False)
     return FeatureFrame(frame, missing)
 
 

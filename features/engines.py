@@ -1,12 +1,11 @@
 """Where features are computed: what each engine does its own way, and how tables come to it.
 
 A feature is an Ibis expression, which every engine compiles. What Ibis leaves to the engine
-(temporary results, Arrow in and out, functions over arrays) is one class per engine.
+(temporary results, Arrow in and out) is one class per engine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import ibis
@@ -26,18 +25,15 @@ class Engine(Protocol):
         """A small table of the driver as a relation."""
         ...
 
-    def keep(self, relation: ir.Table, name: str) -> ir.Table:
-        """Compute a relation once; what is built on it reads the result."""
+    def keep(self, relation: ir.Table, name: str, by: str | None = None) -> ir.Table:
+        """Compute a relation once; what is built on it reads the result.
+
+        `by`: a column whose equal values should lie side by side, where that is of use.
+        """
         ...
 
     def fetch(self, relation: ir.Table) -> pa.Table:
         """The rows of a relation, in any order."""
-        ...
-
-    def function(
-        self, look_up: Callable[..., Any], name: str, takes: tuple[type, ...], gives: type
-    ) -> Callable[..., ir.Value]:
-        """A function over Arrow arrays (so annotated), for use in expressions."""
         ...
 
     def drop(self, name: str) -> None:
@@ -54,7 +50,7 @@ class DuckDB:
     def load(self, table: pa.Table, name: str) -> ir.Table:
         return ibis.memtable(table)
 
-    def keep(self, relation: ir.Table, name: str) -> ir.Table:
+    def keep(self, relation: ir.Table, name: str, by: str | None = None) -> ir.Table:
         # As Ibis' create_table, but faster: rows may come in any order, and the engine is not asked
         # for the columns that are known.
         schema, types = relation.schema(), self.con.compiler.type_mapper
@@ -67,21 +63,16 @@ class DuckDB:
         con = self.con.con
         con.execute("SET preserve_insertion_order = false")
         try:
-            con.execute(f"CREATE TEMP TABLE {quote(name)} AS SELECT {columns} FROM ({query})")
+            order = f"ORDER BY {quote(by)}" if by else ""
+            con.execute(
+                f"CREATE TEMP TABLE {quote(name)} AS SELECT {columns} FROM ({query}) {order}"
+            )
         finally:
             con.execute("SET preserve_insertion_order = true")
         return table_of(self.con, name, schema)
 
     def fetch(self, relation: ir.Table) -> pa.Table:
         return self.con.to_pyarrow(relation)
-
-    def function(
-        self, look_up: Callable[..., Any], name: str, takes: tuple[type, ...], gives: type
-    ) -> Callable[..., ir.Value]:
-        made: Callable[..., ir.Value] = ibis.udf.scalar.pyarrow(
-            look_up, name=name, signature=(takes, gives)
-        )
-        return made
 
     def drop(self, name: str) -> None:
         self.con.raw_sql(f'DROP TABLE IF EXISTS "{name}"')

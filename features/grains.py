@@ -10,15 +10,13 @@ import ibis
 import ibis.expr.types as ir
 
 from features.config import Config
+from features.lines import lines_of
 from features.localtime import Offsets, utc_offsets
 from features.orders import (
     money_history,
-    numbered,
     only_versions,
     order_items,
-    order_lines,
     order_versions,
-    shared_orders,
 )
 from features.spine import TIMES, Scratch, Spine, visible
 from features.tables import Tables
@@ -40,14 +38,14 @@ class Workbench:
     @cached_property
     def offsets(self) -> Offsets:
         """UTC offsets of the local zone over the years of the tables."""
-        years = [self.spine.latest.year]
+        years = []
         for name, time in TIMES.items():
             table = getattr(self.tables, name)
             if table is not None:
                 ends = table.agg(a=table[time].min(), b=table[time].max())
                 ends = self.scratch.fetch(ends)
                 years += [t.year for t in ends.to_pylist()[0].values() if t is not None]
-        return utc_offsets(self.config.timezone, min(years), max(years))
+        return utc_offsets(self.config.timezone, min(years, default=1970), max(years, default=1970))
 
     @cached_property
     def stored(self) -> Moment | None:
@@ -60,14 +58,10 @@ class Workbench:
     def lines(self) -> ir.Table:
         """Purchase and return lines, with the number of their order if it has several; from a
         store, return lines alone."""
-        assert self.tables.transactions is not None, "order features need transactions"
         if self.stored is not None:
             return self.stored.returns
-        lines, constants = order_lines(
-            self.tables.transactions, self.spine, self.config, self.offsets, self.tables.absent
-        )
-        shared = self.scratch.keep(shared_orders(lines))
-        return self.scratch.keep(numbered(lines, shared)).mutate(**constants)
+        prepared = lines_of(self.tables, self.config, self.offsets)
+        return prepared.of(self.spine, self.scratch)
 
     @cached_property
     def versions(self) -> ir.Table:

@@ -23,7 +23,7 @@ import ibis.expr.types as ir
 
 from features.config import Config
 from features.localtime import Offsets, local_day
-from features.spine import Spine, forever, seen_before
+from features.spine import forever
 
 MICRO = 1e6
 _EXACT = 9e12
@@ -46,22 +46,6 @@ def kind_bits(config: Config) -> dict[str, int]:
     return {kind: 1 << i for i, kind in enumerate(sorted({o.kind for o in config.offers}))}
 
 
-def order_lines(
-    transactions: ir.Table, spine: Spine, config: Config, offsets: Offsets, absent: Set[str]
-) -> tuple[ir.Table, dict[str, ir.Value]]:
-    """Purchase and return lines of the spine's customers, before its latest moment.
-
-    Columns: customer (code), order_id, at, day (local), bought (is a purchase line), is_return,
-    OF_LINES, and STATE of the line by itself (money in millionths; linked: returned amount,
-    negative; kinds: bits of `kind_bits`; threshold: of a threshold_off coupon, millionths).
-    `absent`: columns of the transactions that hold nothing, as `transactions.channel`. Columns that
-    are one constant therefore come apart, for they need not be kept for every line.
-    """
-    t = transactions.join(spine.customers, "customer_id")
-    t = t.filter(seen_before(t.transacted_at, spine.latest))
-    return line_facts(t, config, offsets, absent)
-
-
 def line_facts(
     t: ir.Table,
     config: Config,
@@ -69,9 +53,13 @@ def line_facts(
     absent: Set[str],
     keys: tuple[str, ...] = KEY,
 ) -> tuple[ir.Table, dict[str, ir.Value]]:
-    """What each line of the transactions says by itself; `keys` are columns that stay.
+    """What each purchase and return line says by itself; `keys` are columns that stay.
 
-    Columns: keys, and those of `order_lines` after them.
+    Columns: keys, at, day (local), bought (is a purchase line), is_return, OF_LINES, and STATE of
+    the line by itself (money in millionths; linked: returned amount, negative; kinds: bits of
+    `kind_bits`; threshold: of a threshold_off coupon, millionths). `absent`: columns of the
+    transactions that hold nothing, as `transactions.channel`. Columns that are one constant
+    therefore come apart, for they need not be kept for every line.
     """
     t = t.mutate(at=t.transacted_at.cast("timestamp(6)"))
     quantity = t.quantity.cast("float64").fill_null(ibis.ifelse(t.amount < 0, -1.0, 1.0))

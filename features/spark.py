@@ -12,7 +12,6 @@ import sys
 import tempfile
 import warnings
 import weakref
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
@@ -52,7 +51,7 @@ class Spark:
         self.session.createDataFrame(table, schema=schema).createOrReplaceTempView(name)
         return _view(self.con, name, ibis.Schema.from_pyarrow(table.schema))
 
-    def keep(self, relation: ir.Table, name: str) -> ir.Table:
+    def keep(self, relation: ir.Table, name: str, by: str | None = None) -> ir.Table:
         found = self.session.sql(self.con.compile(relation))
         # A checkpoint, unlike a cache, is never computed again: row numbers stay what they were.
         lasting = self.session.sparkContext.getCheckpointDir() is not None
@@ -62,19 +61,6 @@ class Spark:
 
     def fetch(self, relation: ir.Table) -> pa.Table:
         return self.session.sql(self.con.compile(relation)).toArrow()
-
-    def function(
-        self, look_up: Callable[..., Any], name: str, takes: tuple[type, ...], gives: type
-    ) -> Callable[..., ir.Value]:
-        from pyspark.sql.pandas.functions import arrow_udf
-
-        over_arrays: Any = arrow_udf  # whose stubs know no function that is not spelt out
-        kinds = {int: "bigint", float: "double", str: "string", bool: "boolean"}
-        self.session.udf.register(name, over_arrays(look_up, kinds[gives]))
-        made: Callable[..., ir.Value] = ibis.udf.scalar.builtin(
-            look_up, name=name, signature=(takes, gives)
-        )
-        return made
 
     def drop(self, name: str) -> None:
         self.session.catalog.dropTempView(name)

@@ -8,7 +8,6 @@ moment to let it in.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
@@ -54,7 +53,7 @@ def seen_before(time: ir.Value, as_of: Any) -> ir.Value:
 
 @dataclass
 class Scratch:
-    """Intermediate relations and functions of one connection, until the block ends."""
+    """Intermediate relations of one connection, until the block ends."""
 
     con: Any
     names: list[str] = field(default_factory=list)
@@ -66,20 +65,16 @@ class Scratch:
         """A small table of the driver as a relation."""
         return self.engine.load(table, self._name())
 
-    def keep(self, relation: ir.Table) -> ir.Table:
-        """Compute a relation once; what is built on it reads the result."""
-        return self.engine.keep(relation, self._name())
+    def keep(self, relation: ir.Table, by: str | None = None) -> ir.Table:
+        """Compute a relation once; what is built on it reads the result.
+
+        `by`: a column whose equal values should lie side by side, where that is of use.
+        """
+        return self.engine.keep(relation, self._name(), by)
 
     def fetch(self, relation: ir.Table) -> pa.Table:
         """The rows of a relation, in any order."""
         return self.engine.fetch(relation)
-
-    def function(
-        self, look_up: Callable[..., Any], takes: tuple[type, ...], gives: type
-    ) -> Callable[..., ir.Value]:
-        """A function over Arrow arrays (so annotated), for use in expressions until the block
-        ends."""
-        return self.engine.function(look_up, f"_features_{next(_serial)}", takes, gives)
 
     def _name(self) -> str:
         self.names.append(f"_features_{next(_serial)}")
@@ -107,7 +102,7 @@ class Spine:
     `customers`: customer (code), customer_id; each customer of the spine once.
     `latest`: the last moment; `earliest_day`: the first local day of a moment.
     `single`: all rows have one moment, and each a customer of its own, whose code is its row.
-    `today`: (rows,) local days of the moments.
+    `today`: (rows,) local days of the moments. `people`: number of customers.
     """
 
     rows: ir.Table
@@ -116,6 +111,8 @@ class Spine:
     earliest_day: int
     single: bool
     today: npt.NDArray[np.int64]
+
+    people: int
 
     @property
     def size(self) -> int:
@@ -157,7 +154,7 @@ def load_spine(frame: pd.DataFrame, zone: str, scratch: Scratch) -> Spine:
     customers = pa.table(
         {
             "customer": np.arange(len(ids), dtype=np.int32),
-            "customer_id": pa.array(list(ids), type=pa.string()),
+            "customer_id": pa.array(ids, type=pa.string()),
         }
     )
     return Spine(
@@ -167,6 +164,7 @@ def load_spine(frame: pd.DataFrame, zone: str, scratch: Scratch) -> Spine:
         int(today.min()) if len(today) else 0,
         single=len(ids) == len(frame) > 0 and bool(times.min() == times.max()),
         today=today,
+        people=len(ids),
     )
 
 

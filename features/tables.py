@@ -25,7 +25,8 @@ class Tables:
     an earlier one in every column and were kept. `absent` names optional columns that the source
     lacks, as `transactions.category`; they are NULL in the table. `digest` identifies the data.
     `notes` are sentences that belong into every report on this data. `store` holds sums of the
-    transactions per day, for one moment of many customers.
+    transactions per day, for one moment of many customers. `prepared` is what was worked out from
+    them for every build (`features.lines`).
     """
 
     con: Any
@@ -40,6 +41,7 @@ class Tables:
     identical_lines: int = 0
     absent: frozenset[str] = frozenset()
     store: Store | None = None
+    prepared: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 def time_range(tables: Tables, names: tuple[str, ...]) -> tuple[datetime, datetime] | None:
