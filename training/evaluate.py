@@ -173,7 +173,7 @@ def evaluate(models: Models, dataset: Dataset, config: Config, population: int) 
     for name, fitted in models.learners.items():
         calibration = calibrate_costs(train, models.costs.oof, fitted.oof)
         bundle = make_bundle(models, dataset, config, fitted.model, name, calibration=calibration)
-        held = _out_of_fold(bundle, fitted.oof, models)
+        held = out_of_fold(bundle, fitted.oof, models)
         validation = on_train.gain.gain(
             model_policy(held, per_row, config.policy.min_incremental_profit)
         )
@@ -183,7 +183,7 @@ def evaluate(models: Models, dataset: Dataset, config: Config, population: int) 
         )
     chosen = max(candidates, key=lambda c: c.validation.value)
     predictions = predict(chosen.bundle, test, threads)
-    held = _out_of_fold(chosen.bundle, models.learners[chosen.name].oof, models)
+    held = out_of_fold(chosen.bundle, models.learners[chosen.name].oof, models)
     arms = choose_rivals(on_train, held, per_row)
     spend = chosen.value.predicted_spend
     rivals = {
@@ -234,7 +234,7 @@ def _effects(matrix: ScoreMatrix, data: TrainingSet, names: list[str]) -> dict[s
     return out
 
 
-def _out_of_fold(bundle: ScoringBundle, cate: FloatArray, models: Models) -> Predictions:
+def out_of_fold(bundle: ScoringBundle, cate: FloatArray, models: Models) -> Predictions:
     """Predictions for the training rows, each by models that did not see its customer."""
     contact = np.array([o.contact_cost for o in bundle.offers])
     cost = calibrated(bundle.cost_calibration, models.costs.oof, cate)
