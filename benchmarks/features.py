@@ -197,12 +197,11 @@ def polars(path: Path) -> dict[str, float]:
 
 def catalogue(path: Path, parts: dict[str, float] | None = None) -> dict[str, float]:
     """Ours: tables read and checked, population values fitted, the catalogue at one moment."""
-    import pandas as pd
-
-    from features.build import build_features
+    from features.build import build_parts
     from features.config import validate
     from features.frozen import fit_frozen
     from features.sources import open_source
+    from features.spine import all_customers
 
     config = validate(
         {
@@ -217,11 +216,13 @@ def catalogue(path: Path, parts: dict[str, float] | None = None) -> dict[str, fl
     clock.append(time.perf_counter())
     frozen = fit_frozen(tables, AS_OF, config)
     clock.append(time.perf_counter())
-    customers = pq.read_table(path, columns=["customer_id"])["customer_id"].unique().to_pandas()
-    spine = pd.DataFrame({"customer_id": customers.astype(str), "as_of": pd.Timestamp(AS_OF)})
+    spine = all_customers(tables, AS_OF, config)
     busy = time.process_time()
     start = time.perf_counter()
-    built = build_features(tables, spine, None, config, frozen)
+    found = dict.fromkeys(SAME, 0.0)
+    for _, built in build_parts(tables, spine, None, config, frozen):
+        found |= {name: found[name] + float(built.frame[name].sum()) for name in SAME}
+    found = {SAME[name]: total for name, total in found.items()}
     if parts is not None:
         parts |= {
             "tables read and checked": clock[1] - clock[0],
@@ -229,8 +230,6 @@ def catalogue(path: Path, parts: dict[str, float] | None = None) -> dict[str, fl
             "catalogue": time.perf_counter() - start,
             "catalogue, CPU": time.process_time() - busy,
         }
-    numbers = built.frame.select_dtypes("number")
-    found = {SAME[name]: float(numbers[name].sum()) for name in SAME}
     return found | {"features": float(built.frame.shape[1] - len(built.missing))}
 
 

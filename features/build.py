@@ -6,7 +6,7 @@ Training, scoring and the snapshot all come through `build_features`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,29 +73,44 @@ def build_features(
         ConfigError: an unknown feature name.
         DataError: the spine lacks a column or a value.
     """
+    parts = list(build_parts(tables, spine, names, config, frozen))
+    if len(parts) == 1:
+        return parts[0][1]
+    names = [str(name) for name in parts[0][1].frame]
+    columns = {name: _together(name, parts, len(spine)) for name in names}
+    return FeatureFrame(_framed(columns, len(spine)), parts[0][1].missing)
+
+
+def build_parts(
+    tables: Tables,
+    spine: pd.DataFrame,
+    names: Sequence[str] | None,
+    config: Config,
+    frozen: FrozenValues,
+) -> Iterator[tuple[npt.NDArray[np.int64], FeatureFrame]]:
+    """As `build_features`, some rows of the spine at a time: which (positions), and theirs.
+
+    Each part needs a bounded memory; a customer's rows are in one part. Where every customer has
+    one row, the parts follow the spine's order.
+    """
     wanted = feature_names(config) if names is None else check_names(names, "names")
     present = present_tables(tables, config)
     computed = [f for f in closure(wanted) if available(f.name, present)]
     missing = tuple(name for name in wanted if not available(name, present))
     if missing:
         log.info("features without their table, NULL: %s", ", ".join(missing))
+    there = on_engine(tables, config) if computed else tables
+    for rows in _parts(tables, spine):
+        own = spine.iloc[rows]
+        found = _build_part(there, own, computed, config, frozen) if computed else {}
+        data = {n: _null(get(n), len(own)) if n in missing else found[n] for n in wanted}
+        data |= {n: own[n].reset_index(drop=True) for n in config.features.given if n in own}
+        yield rows, FeatureFrame(_framed(data, len(own)), missing)
 
-    columns: dict[str, pd.Series[Any]] = {}
-    if computed:
-        there = on_engine(tables, config)
-        parts = [
-            (rows, _build_part(there, spine.iloc[rows], computed, config, frozen))
-            for rows in _parts(tables, spine)
-        ]
-        columns = {f.name: _together(f.name, parts, len(spine)) for f in computed}
-    for name in wanted:
-        if name in missing:
-            columns[name] = _null(get(name), len(spine))
-    data = {name: columns[name] for name in wanted}
-    data |= {n: spine[n].reset_index(drop=True) for n in config.features.given if n in spine}
+
+def _framed(columns: Mapping[str, pd.Series[Any]], size: int) -> pd.DataFrame:
     # Not copied side by side into one block: columns are used one by one.
-    frame = pd.DataFrame(data, index=pd.RangeIndex(len(spine)), copy=False)
-    return FeatureFrame(frame, missing)
+    return pd.DataFrame(columns, index=pd.RangeIndex(size), copy=False)
 
 
 def _parts(tables: Tables, spine: pd.DataFrame) -> list[npt.NDArray[np.int64]]:
@@ -104,10 +119,14 @@ def _parts(tables: Tables, spine: pd.DataFrame) -> list[npt.NDArray[np.int64]]:
     if tables.transactions is None or len(spine) == 0 or "customer_id" not in spine:
         return [every]
     customers = pd.factorize(spine["customer_id"])[0]
-    moments = len(spine) / (customers.max() + 1) if customers.max() >= 0 else 1.0
+    people = customers.max() + 1
     lines = int(tables.transactions.count().to_pyarrow().as_py())
-    n = int(np.ceil(lines * moments / PART_LINES))
-    return [every] if n <= 1 else [np.flatnonzero(customers % n == i) for i in range(n)]
+    n = int(np.ceil(lines * len(spine) / max(people, 1) / PART_LINES))
+    if n <= 1:
+        return [every]
+    if people == len(spine):
+        return np.array_split(every, n)
+    return [np.flatnonzero(customers % n == i) for i in range(n)]
 
 
 def _build_part(
@@ -123,17 +142,13 @@ def _build_part(
 
 
 def _together(
-    name: str,
-    parts: Sequence[tuple[npt.NDArray[np.int64], dict[str, pd.Series[Any]]]],
-    size: int,
+    name: str, parts: Sequence[tuple[npt.NDArray[np.int64], FeatureFrame]], size: int
 ) -> pd.Series[Any]:
     """One column of all parts, which are emptied of it."""
-    if len(parts) == 1:
-        return parts[0][1].pop(name)
-    found = [(rows, columns.pop(name).to_numpy()) for rows, columns in parts]
-    whole = np.empty(size, dtype=found[0][1].dtype)
+    found = [(rows, part.frame.pop(name)) for rows, part in parts]
+    whole = np.empty(size, dtype=np.result_type(*(values.to_numpy().dtype for _, values in found)))
     for rows, values in found:
-        whole[rows] = values
+        whole[rows] = values.to_numpy()
     return pd.Series(whole, dtype=whole.dtype)
 
 

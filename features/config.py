@@ -346,6 +346,9 @@ class Config(Section):
     engine: Literal["duckdb", "spark"] = Field(
         "duckdb", description="where features are computed; spark: docs/engines.md"
     )
+    memory_gb: float = Field(
+        4.0, ge=0.5, description="memory of tables and queries; what needs more goes to disk"
+    )
     features: FeaturesConfig = FeaturesConfig()
     segments: SegmentsConfig = SegmentsConfig()
     stage_clocks: dict[str, StageClockConfig] = Field(

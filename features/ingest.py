@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ibis
@@ -14,14 +17,24 @@ from features.contracts import CONTRACTS
 from features.errors import DataError, InputError
 from features.identities import check_used, resolve
 from features.mapping import Raw, named_columns
+from features.parsing import literal
 from features.problems import Problems, fail
 from features.tables import Tables
 
+SPILL = Path("data/spill")
 
-def connect() -> Any:
-    """A DuckDB backend of Ibis in memory whose zone is UTC; `.con` is DuckDB's connection."""
+
+def connect(config: Config) -> Any:
+    """A DuckDB backend of Ibis whose zone is UTC; `.con` is DuckDB's connection.
+
+    What does not fit into `memory_gb` lies in a folder of its own below data/spill, which DuckDB
+    makes when it needs it and removes.
+    """
     backend = ibis.duckdb.connect()
+    folder = SPILL / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
     backend.con.execute("SET TimeZone = 'UTC'")
+    backend.con.execute(f"SET memory_limit = '{config.memory_gb * 1000:.0f}MB'")
+    backend.con.execute(f"SET temp_directory = {literal(str(folder))}")
     return backend
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ibis
 import ibis.expr.types as ir
@@ -29,23 +29,25 @@ def fit_prices(work: Workbench) -> Prices:
     items = work.items.filter(work.items.category.notnull() & (work.items.units > 0))
     priced = items.select("category", price=(items.paid + items.discount) / items.units)
     counted = priced.group_by(["category", "price"]).agg(n=priced.count())
-    counted = work.scratch.fetch(counted)
-    coded = _one(counted["category"]).dictionary_encode()
-    names = np.array(coded.dictionary.to_pylist(), dtype=object)
-    category = coded.indices.to_numpy()
-    price, n = counted["price"].to_numpy(), counted["n"].to_numpy()
-    order = np.lexsort((price, category))
-    category, price, n = category[order], price[order], n[order]
-    most = max(10, min(MOST_POINTS, MOST_IN_ALL // max(len(names), 1)))
+    categories = work.scratch.fetch(items.agg(n=items.category.nunique()))["n"][0].as_py()
+    most = max(10, min(MOST_POINTS, MOST_IN_ALL // max(categories, 1)))
+    of_category = ibis.window(group_by=counted.category)
+    so_far = ibis.cumulative_window(group_by=counted.category, order_by=counted.price)
+    ranked = counted.mutate(
+        upto=counted.n.sum().over(so_far),
+        total=counted.n.sum().over(of_category),
+        prices=counted.count().over(of_category),
+    )
+    # The first price at or above each of the ranks 1/most, 2/most, ... 1.
+    reached = (ranked.upto / ranked.total + 1e-12) * most
+    before = ((ranked.upto - ranked.n) / ranked.total + 1e-12) * most
+    kept = ranked.filter((ranked.prices <= most) | (reached.floor() > before.floor()))
     found: Prices = {}
-    for code in np.argsort(names):
-        first, last = np.searchsorted(category, [code, code + 1])
-        upto = np.cumsum(n[first:last]) / n[first:last].sum()
-        own = price[first:last]
-        if len(own) > most:
-            kept = np.unique(np.searchsorted(upto, np.linspace(1 / most, 1, most) - 1e-12))
-            own, upto = own[kept], upto[kept]
-        found[str(names[code])] = [own.tolist(), upto.tolist()]
+    table = work.scratch.fetch(kept.select("category", "price", "upto", "total"))
+    for row in table.sort_by([("category", "ascending"), ("price", "ascending")]).to_pylist():
+        at, share = found.setdefault(row["category"], [[], []])
+        at.append(row["price"])
+        share.append(row["upto"] / row["total"])
     return found
 
 
@@ -114,7 +116,3 @@ def _steps(prices: Prices) -> tuple[pa.Table, float, int]:
             )
         )
     return pa.concat_tables(parts), float(scale), buckets - 1
-
-
-def _one(values: Any) -> pa.Array:
-    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from features.config import Config
 from features.engines import engine_of
@@ -233,10 +234,9 @@ def seen_customers(tables: Tables, moment: datetime) -> pd.DataFrame:
         if name == "customers":
             past = past | table[time].isnull()
         seen.append(table.filter(past).select("customer_id").distinct())
-    ids: set[str] = set()
-    for table in seen:
-        ids.update(table.to_pyarrow()["customer_id"].to_pylist())
-    frame = pd.DataFrame({"customer_id": pd.Series(sorted(ids), dtype=object)})
+    found = [table.to_pyarrow()["customer_id"].cast(pa.string()) for table in seen]
+    ids = pc.unique(pa.chunked_array([c for own in found for c in own.chunks], type=pa.string()))
+    frame = pd.DataFrame({"customer_id": pd.Series(ids.take(pc.sort_indices(ids)), dtype="str")})
     frame["as_of"] = np.full(len(frame), moment, dtype="datetime64[us]")
     return frame
 

@@ -138,7 +138,7 @@ class CompleteJourneySource:
         redeemed in the campaign, without postage, which is not recorded. The digest covers the
         bytes of the package's files. Raises DataError if the package is not there.
         """
-        backend = connect()
+        backend = connect(self.config)
         con = backend.con
         files = _files()
         for name, file in files.items():

@@ -54,7 +54,7 @@ class FilesSource:
         parts = self._parts(problems)
         if config.source.incremental and problems is None and "transactions" in parts:
             return self._stored(parts, list(CONTRACTS))[0]
-        backend = connect()
+        backend = connect(config)
         raws: dict[str, Raw] = {}
         for table, files in parts.items():
             try:
@@ -86,7 +86,7 @@ class FilesSource:
     def _stored(self, parts: dict[str, list[Path]], only: Sequence[str]) -> tuple[Tables, Ingest]:
         """The tables in `only`, the transactions from the store; and what was taken in."""
         config, files = self.config, parts["transactions"]
-        backend = connect()
+        backend = connect(config)
         found = find(files, config)
         others = {table: own for table, own in parts.items() if table in only}
         contents = {

@@ -55,7 +55,7 @@ class HillstromSource:
         The digest covers the bytes of the file. Raises ConfigError, DataError.
         """
         file = self._file()
-        backend = connect()
+        backend = connect(self.config)
         con = backend.con
         with file.open("rb") as stream:
             parquet = stream.read(4) == b"PAR1"
