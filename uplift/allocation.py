@@ -13,7 +13,7 @@ Winkler 2006); what a policy is worth is measured on held-out customers, not her
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,11 +22,16 @@ import numpy.typing as npt
 
 from uplift.data import BoolArray, FloatArray, IntArray
 from uplift.errors import DesignError
+from uplift.settling import Bounds, Settled, bounds, exact_terms, settle
 
 # Relative slack for the rounding of a running sum; the exact sum of the chosen costs decides.
 _ROUNDING = 1e-12
 # Customers whose hulls are walked at a time: their tables stay in the processor's cache.
 _BLOCK = 8192
+# Up to so many customers are walked; of more, a sample of half the number bounds the price.
+_WALKED = 16_384
+# Standard deviations of the sampled spend that the bounds stand off, one try after the other.
+_STAND_OFF = (4.0, 20.0)
 
 
 @dataclass(frozen=True)
@@ -89,35 +94,13 @@ def allocate(
     Raises DesignError when shapes differ, a number is not finite, or a cost or the budget is
     negative.
     """
-    reward, cost, allowed = _checked(reward, cost, min_profit, eligible)
+    reward, cost = checked_scores(reward, cost)
+    allowed = _allowed(reward, min_profit, eligible)
     limit = limit_of(budget)
     n = len(reward)
-    paid = _per_customer("charged", charged, np.ones(n, dtype=bool)).astype(bool)
-    order = _per_customer("tie_order", tie_order, np.arange(n))
-
-    start = _free_arm(reward, cost, allowed)
-    steps = _steps(reward, cost, allowed, start, order)
-    step_paid = paid[steps.customer]
-    spent = np.cumsum(np.where(step_paid, steps.price, 0.0), dtype=np.longdouble)
-    fits = spent <= limit * (1.0 + _ROUNDING)
-    taken = len(spent) if fits.all() else int(np.argmin(fits))
-    while True:
-        choice = start.copy()
-        # Steps of one customer stand in their order along the hull: the last one taken stays.
-        choice[steps.customer[:taken]] = steps.arm[:taken]
-        spend = _exact_sum(of_arm(cost, choice)[paid])
-        if spend <= limit:
-            break
-        taken = int(np.flatnonzero(step_paid[:taken])[-1])
-    value = _exact_sum(of_arm(reward, choice)[paid])
-
-    shadow_price = float(steps.slope[taken]) if taken < len(spent) else 0.0
-    bound = value
-    if shadow_price > 0.0:
-        net = reward[paid] - shadow_price * cost[paid]
-        best = np.where(allowed[paid], net, 0.0).max(axis=1, initial=0.0)
-        bound = max(value, shadow_price * limit + _exact_sum(best))
-    return Allocation(choice, shadow_price, spend, value, bound, bound - value)
+    paid = None if charged is None else _per_customer("charged", charged, n).astype(bool)
+    order = np.arange(n) if tie_order is None else _per_customer("tie_order", tie_order, n)
+    return _whole(_cut(_Table(reward, cost, allowed, paid, order), limit, ()), limit)
 
 
 def best_arm(
@@ -135,7 +118,8 @@ def best_arm(
 
     Raises DesignError as `allocate`, and for a shadow price that is negative or not finite.
     """
-    reward, cost, allowed = _checked(reward, cost, min_profit, eligible)
+    reward, cost = checked_scores(reward, cost)
+    allowed = _allowed(reward, min_profit, eligible)
     if not (math.isfinite(shadow_price) and shadow_price >= 0.0):
         raise DesignError(
             f"shadow_price: expected a finite number >= 0, found {shadow_price!r}. "
@@ -143,7 +127,9 @@ def best_arm(
         )
     if reward.shape[1] == 0:
         return np.zeros(len(reward), dtype=np.int64)
-    net = np.where(allowed, reward - shadow_price * cost, -np.inf)
+    net = reward - shadow_price * cost
+    if allowed is not None:
+        net = np.where(allowed, net, -np.inf)
     best = net.max(axis=1)
     cheapest = np.where(net == best[:, None], cost, np.inf).argmin(axis=1) + 1
     return np.where(best > 0.0, cheapest, 0).astype(np.int64)
@@ -183,9 +169,131 @@ def hull_path(
     """The choices at every budget at once: the (n,) arms at budget 0, those that cost nothing and
     bring something, and the steps that a growing budget takes, steepest first. Arguments and
     errors as in `allocate`."""
-    reward, cost, allowed = _checked(reward, cost, min_profit, eligible)
-    start = _free_arm(reward, cost, allowed)
-    return start, _steps(reward, cost, allowed, start, np.arange(len(reward)))
+    reward, cost = checked_scores(reward, cost)
+    allowed = _allowed(reward, min_profit, eligible)
+    return _steps(_Table(reward, cost, allowed, None, np.arange(len(reward))))
+
+
+class _Table(NamedTuple):
+    """Customers to decide: the checked arguments of `allocate`; None where all are."""
+
+    reward: FloatArray
+    cost: FloatArray
+    allowed: BoolArray | None
+    paid: BoolArray | None
+    order: npt.NDArray[Any]
+
+    def rows(self, chosen: IntArray) -> _Table:
+        return _Table(
+            self.reward[chosen],
+            self.cost[chosen],
+            None if self.allowed is None else self.allowed[chosen],
+            None if self.paid is None else self.paid[chosen],
+            self.order[chosen],
+        )
+
+    def of_payers(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return values if self.paid is None else values[self.paid]
+
+
+class _Cut(NamedTuple):
+    """Choices at the end of the budget. Sums are terms that `math.fsum` adds without error."""
+
+    choice: npt.NDArray[np.signedinteger[Any]]
+    shadow_price: float
+    """Infinite when the choices that were given spend more than the limit."""
+    spend: list[float]
+    value: list[float]
+    surplus: list[float]
+    """Of the customers walked: the greatest reward less cost times shadow price, 0 for none."""
+    settled: tuple[list[float], list[float]]
+    """Spend and value of those whose chosen arm is known to have that greatest net reward."""
+
+
+def _cut(table: _Table, limit: float, before: Sequence[float]) -> _Cut:
+    """The arms that a limit buys, less what others have spent before; see `allocate`."""
+    n = len(table.reward)
+    if n > _WALKED:
+        drawn = np.random.default_rng(0).integers(0, n, _WALKED // 2)
+        sample = table.rows(drawn)
+        for deviations in _STAND_OFF:
+            left = limit - math.fsum(before)
+            within = _sampled_bounds(sample, left * len(drawn) / n, deviations)
+            codes = np.empty(n, dtype=_code_type(table.reward.shape[1]))
+            settled = settle(table.reward, table.cost, table.allowed, table.paid, within, codes)
+            if len(settled.open_rows) > n / 2:
+                break
+            rest = _cut(table.rows(settled.open_rows), limit, [*before, *settled.spend])
+            if within.contain(rest.shadow_price):
+                return _joined(codes, settled, rest)
+    return _walk(table, limit, before)
+
+
+def _joined(codes: npt.NDArray[np.signedinteger[Any]], settled: Settled, rest: _Cut) -> _Cut:
+    codes[settled.open_rows] = rest.choice
+    spend, value = settled.spend, settled.value
+    return rest._replace(
+        choice=codes,
+        spend=[*spend, *rest.spend],
+        value=[*value, *rest.value],
+        settled=([*spend, *rest.settled[0]], [*value, *rest.settled[1]]),
+    )
+
+
+def _code_type(arms: int) -> type[np.signedinteger[Any]]:
+    return np.int8 if arms < 100 else np.int32
+
+
+def _sampled_bounds(sample: _Table, limit: float, deviations: float) -> Bounds:
+    start, steps = _steps(sample)
+    del start
+    price = steps.price if sample.paid is None else steps.price * sample.paid[steps.customer]
+    taken = np.searchsorted(np.cumsum(price), limit, side="right")
+    # What a customer spends is the sum of its steps: no less noisy than if they came apart.
+    each = np.bincount(steps.customer[:taken], price[:taken], minlength=len(sample.reward))
+    noise = deviations * math.sqrt(float((each * each).sum()))
+    return bounds(price, steps.slope, limit, noise)
+
+
+def _walk(table: _Table, limit: float, before: Sequence[float]) -> _Cut:
+    """`_cut` by walking every customer's hull."""
+    reward, cost, allowed, paid, _ = table
+    start, steps = _steps(table)
+    step_paid = np.ones(len(steps.price), bool) if paid is None else paid[steps.customer]
+    spent = np.cumsum(np.where(step_paid, steps.price, 0.0), dtype=np.longdouble)
+    fits = spent <= limit * (1.0 + _ROUNDING) - math.fsum(before)
+    taken = len(spent) if fits.all() else int(np.argmin(fits))
+    while True:
+        choice = start.copy()
+        # Steps of one customer stand in their order along the hull: the last one taken stays.
+        choice[steps.customer[:taken]] = steps.arm[:taken]
+        spend = exact_terms(table.of_payers(of_arm(cost, choice)))
+        excess = math.fsum([*before, *spend]) > limit
+        payers = np.flatnonzero(step_paid[:taken])
+        if not excess or len(payers) == 0:
+            break
+        taken = int(payers[-1])
+    value = exact_terms(table.of_payers(of_arm(reward, choice)))
+    shadow_price = float(steps.slope[taken]) if taken < len(spent) else 0.0
+    if excess:
+        shadow_price = math.inf
+    surplus: list[float] = []
+    if 0.0 < shadow_price < math.inf:
+        net = reward - shadow_price * cost
+        if allowed is not None:
+            net = np.where(allowed, net, 0.0)
+        surplus = exact_terms(table.of_payers(net.max(axis=1, initial=0.0)))
+    return _Cut(choice, shadow_price, spend, value, surplus, ([], []))
+
+
+def _whole(cut: _Cut, limit: float) -> Allocation:
+    spend, value, price = math.fsum(cut.spend), math.fsum(cut.value), cut.shadow_price
+    bound = value
+    if price > 0.0:
+        spent, gained = cut.settled
+        kept = math.fsum(gained) - price * math.fsum(spent)
+        bound = max(value, price * limit + (kept + math.fsum(cut.surplus)))
+    return Allocation(cut.choice.astype(np.int64), price, spend, value, bound, bound - value)
 
 
 def _free_arm(reward: FloatArray, cost: FloatArray, allowed: BoolArray) -> IntArray:
@@ -198,14 +306,12 @@ def _free_arm(reward: FloatArray, cost: FloatArray, allowed: BoolArray) -> IntAr
     return start
 
 
-def _steps(
-    reward: FloatArray,
-    cost: FloatArray,
-    allowed: BoolArray,
-    start: IntArray,
-    order: npt.NDArray[Any],
-) -> Steps:
-    """All steps of all upper hulls in the order in which a growing budget takes them."""
+def _steps(table: _Table) -> tuple[IntArray, Steps]:
+    """The arms at budget 0, and all steps of all hulls in the order a growing budget takes them."""
+    reward, cost, allowed, _, order = table
+    if allowed is None:
+        allowed = np.ones(reward.shape, dtype=bool)
+    start = _free_arm(reward, cost, allowed)
     whole, real = np.zeros(0, dtype=np.int64), np.zeros(0)
     found = [Steps(whole, whole, real, real, real)]
     for first in range(0, len(reward), _BLOCK):
@@ -217,7 +323,7 @@ def _steps(
     sequence = np.argsort(-steep)
     if np.any(steep[sequence[1:]] == steep[sequence[:-1]]):
         sequence = np.lexsort((order[customer], price, -steep))
-    return Steps(
+    return start, Steps(
         customer[sequence],
         np.concatenate([part.arm for part in found])[sequence],
         np.concatenate([part.gain for part in found])[sequence],
@@ -269,10 +375,6 @@ def of_arm(table: FloatArray, arm: IntArray) -> FloatArray:
     return np.where(arm > 0, taken, 0.0)
 
 
-def _exact_sum(values: FloatArray) -> float:
-    return math.fsum(values[values != 0.0].tolist())
-
-
 def limit_of(budget: float | None) -> float:
     """The budget as a number, infinite for None; DesignError when it is negative or NaN."""
     if budget is None:
@@ -284,13 +386,9 @@ def limit_of(budget: float | None) -> float:
     return float(budget)
 
 
-def _per_customer(
-    name: str, given: npt.NDArray[Any] | None, default: npt.NDArray[Any]
-) -> npt.NDArray[Any]:
-    if given is None:
-        return default
-    if np.shape(given) != default.shape:
-        raise DesignError(f"{name}: expected shape {default.shape}, found {np.shape(given)}.")
+def _per_customer(name: str, given: npt.NDArray[Any], n: int) -> npt.NDArray[Any]:
+    if np.shape(given) != (n,):
+        raise DesignError(f"{name}: expected shape {(n,)}, found {np.shape(given)}.")
     return np.asarray(given)
 
 
@@ -322,17 +420,16 @@ def checked_scores(reward: FloatArray, cost: FloatArray) -> tuple[FloatArray, Fl
     return reward, cost
 
 
-def _checked(
-    reward: FloatArray, cost: FloatArray, min_profit: float, eligible: BoolArray | None
-) -> tuple[FloatArray, FloatArray, BoolArray]:
-    """Reward, cost and the arms that may be chosen, all (n, K); DesignError if they do not fit."""
-    reward, cost = checked_scores(reward, cost)
+def _allowed(reward: FloatArray, min_profit: float, eligible: BoolArray | None) -> BoolArray | None:
+    """(n, K) the arms that may be chosen, None for all; DesignError if the arguments do not fit.
+
+    An arm that brings nothing is never chosen, so a threshold up to 0 forbids nothing more.
+    """
     if not math.isfinite(min_profit):
         raise DesignError(f"min_profit: expected a finite number, found {min_profit!r}.")
-    allowed = reward >= min_profit
-    if eligible is not None:
-        mask = np.asarray(eligible, dtype=bool)
-        if mask.shape != reward.shape:
-            raise DesignError(f"eligible: expected shape {reward.shape}, found {mask.shape}.")
-        allowed = allowed & mask
-    return reward, cost, allowed
+    if eligible is None:
+        return None if min_profit <= 0.0 else reward >= min_profit
+    mask = np.asarray(eligible, dtype=bool)
+    if mask.shape != reward.shape:
+        raise DesignError(f"eligible: expected shape {reward.shape}, found {mask.shape}.")
+    return mask if min_profit <= 0.0 else mask & (reward >= min_profit)
