@@ -56,7 +56,7 @@ def _train(config: Config, path: str) -> None:
 
 def _log(training: Training, config: Config, path: str) -> str:
     """Log a training to MLflow; returns what the user reads at the end."""
-    from training.figures import all_figures
+    from training.figures import all_figures, segment_figure
     from training.rows import save_rows
     from training.tracking import log_training
     from training.train import summary
@@ -75,6 +75,10 @@ def _log(training: Training, config: Config, path: str) -> str:
         config.currency,
         subtitle,
     )
+    figures = {
+        **figures,
+        "segments.png": segment_figure(training.explanation, config.currency, subtitle),
+    }
     told = summary(training, config)
     registered = log_training(
         config,
@@ -82,6 +86,7 @@ def _log(training: Training, config: Config, path: str) -> str:
         training.dataset,
         training.models,
         training.evaluation,
+        training.explanation,
         training.diagnostics,
         training.reports,
         training.verdict,

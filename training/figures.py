@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,11 +12,13 @@ from matplotlib.figure import Figure
 
 from training.diagnostics import Diagnostics
 from training.evaluate import Candidate, Evaluation
+from training.explanation import Explanation
 from training.gate import Verdict
 from training.responses import ResponseReport
 from training.value import ValueReport
 from uplift.evaluation import NO_OFFER, RIVALS
 from uplift.scores import Estimate
+from uplift.segments import SEND_NONE
 
 INK, ACCENT, MUTED = "#1b3a57", "#d1495b", "#8d99ae"
 PER = 1000
@@ -215,6 +218,59 @@ def features(evaluation: Evaluation, subtitle: str, most: int = 20) -> Figure:
     axes.barh([name for name, _ in shares], [100 * share for _, share in shares], color=INK)
     axes.tick_params(axis="y", labelsize=8)
     axes.set_xlabel("share of the predicted effects, % (change when the feature is shuffled)")
+    return figure
+
+
+def segment_figure(explanation: Explanation, currency: str, subtitle: str) -> Figure:
+    """The segments in words, with the measured effect of every offer in each; the one that the
+    rule sends stands out."""
+    found = explanation.segments[::-1]
+    arms = list(dict.fromkeys(arm for segment in found for arm in segment.effects))
+    step = 1 / (len(arms) + 1)
+    heading, words = [], [textwrap.wrap(segment.who, 44) for segment in found]
+    for segment, lines in zip(found, words, strict=True):
+        heading.append("\n".join([*lines, f"{segment.share:.0%}: {segment.offer}"]))
+    rows = sum(max(len(lines) + 1, len(arms) + 1) for lines in words)
+    figure, axes = _axes(
+        "Who gets what, as a rule of a few sentences", subtitle, width=9, height=2.2 + 0.24 * rows
+    )
+    for i, segment in enumerate(found):
+        if i:
+            axes.axhline(i - 0.5, color=MUTED, linewidth=0.5)
+        for j, arm in enumerate(reversed(arms)):
+            effect = segment.effects.get(arm)
+            if effect is None:
+                continue
+            sent = arm == segment.offer
+            place, colour = i + (j + 1) * step - 0.5, ACCENT if sent else MUTED
+            axes.errorbar(
+                effect.value * PER, place, xerr=_error(effect), fmt="o", color=colour, capsize=3
+            )
+            axes.annotate(
+                arm,
+                (effect.hi * PER, place),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                fontweight="bold" if sent else "normal",
+                color=colour,
+            )
+    axes.set_yticks(range(len(found)), heading, fontsize=9)
+    axes.set_ylim(-0.5, len(found) - 0.5)
+    axes.margins(x=0.15)
+    axes.grid(visible=False, axis="y")
+    axes.axvline(0, color="black", linewidth=0.8)
+    tree, model = explanation.value.gain, explanation.model.value.gain
+    axes.set_xlabel(
+        f"effect on profit per {PER:,} customers of the segment, {currency}, held-out customers, "
+        "95% interval\n"
+        f"the rule earns {tree.value * PER:,.0f} [{tree.lo * PER:,.0f}, {tree.hi * PER:,.0f}], "
+        f"{explanation.model.name} {model.value * PER:,.0f} [{model.lo * PER:,.0f}, "
+        f"{model.hi * PER:,.0f}] per {PER:,} customers"
+        + (f"; red: what the rule sends, none in {SEND_NONE!r}" if found else ""),
+        fontsize=9,
+    )
     return figure
 
 
