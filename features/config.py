@@ -331,6 +331,10 @@ class TrainingConfig(Section):
     accept_observational: bool = Field(
         False, description="let a model of observational data become champion (recorded)"
     )
+    accept_checks: list[str] = Field(
+        default_factory=list,
+        description="diagnostics that would stop the training and shall only warn (recorded)",
+    )
 
 
 class ServingConfig(Section):

@@ -25,12 +25,12 @@ from training.data_quality import FEATURE_PROFILE, PAGE, data_quality, feature_p
 from training.dataset import Dataset
 from training.diagnostics import Diagnostics
 from training.evaluate import DECIDING_METRIC, Candidate, Evaluation
-from training.explanation import SEGMENTS_FILE, TREE, Explanation
 from training.fit import Models
 from training.gate import Verdict
 from training.responses import ResponseReport
 from training.value import Values, values_json
 from uplift.bundle import ScoringBundle
+from uplift.diagnostics import Check
 from uplift.scores import Estimate
 
 if TYPE_CHECKING:
@@ -99,7 +99,6 @@ def log_training(
     dataset: Dataset,
     models: Models,
     evaluation: Evaluation,
-    explanation: Explanation,
     diagnostics: Diagnostics,
     reports: Sequence[ResponseReport],
     verdict: Verdict,
@@ -110,13 +109,11 @@ def log_training(
     """Log everything, register the bundle, and move the aliases as the verdict says."""
     client = connect(config)
     with mlflow.start_run(run_name=f"train {config.name}") as run:
-        mlflow.set_tags(_tags(config, tables, dataset, evaluation, verdict))
+        mlflow.set_tags(_tags(config, tables, dataset, evaluation, diagnostics, verdict))
         mlflow.set_tag("mlflow.note.content", f"```\n{summary}\n```")
         mlflow.log_params(_params(config))
         mlflow.log_input(_dataset_input(tables, dataset, config), context="training")
         mlflow.log_metrics(_parent_metrics(tables, dataset, evaluation, diagnostics, verdict))
-        mlflow.log_metrics(_explanation_metrics(explanation))
-        mlflow.log_dict(explanation.to_json(), SEGMENTS_FILE)
         _log_data(tables, config)
         mlflow.log_dict(feature_profile(dataset).to_json(), FEATURE_PROFILE)
         for name, figure in figures.items():
@@ -181,7 +178,12 @@ def _log_data(tables: Tables, config: Config) -> None:
 
 
 def _tags(
-    config: Config, tables: Tables, dataset: Dataset, evaluation: Evaluation, verdict: Verdict
+    config: Config,
+    tables: Tables,
+    dataset: Dataset,
+    evaluation: Evaluation,
+    diagnostics: Diagnostics,
+    verdict: Verdict,
 ) -> dict[str, str]:
     tags = {
         "gate.verdict": "champion" if verdict.promote else "not promoted",
@@ -196,9 +198,15 @@ def _tags(
     }
     for i, step in enumerate(verdict.steps, start=1):
         tags[f"gate.step{i}"] = step.sentence(config.currency)
+    for check in diagnostics.checks:
+        tags[f"check.{_slug(check)}"] = f"{check.outcome}: {check.text}"[:4000]
     for i, note in enumerate([*tables.notes, *dataset.notes], start=1):
         tags[f"note{i}"] = note[:4000]
     return tags
+
+
+def _slug(check: Check) -> str:
+    return check.name.replace(" ", "_").replace("-", "_")
 
 
 def _params(config: Config) -> dict[str, Any]:
@@ -262,6 +270,7 @@ def _parent_metrics(
         metrics["budget_per_customer"] = evaluation.budget_per_row
     if diagnostics.srm_p is not None:
         metrics["srm_p_value"] = diagnostics.srm_p
+    metrics |= {f"check_{_slug(c)}": c.number for c in diagnostics.checks if c.number is not None}
     for arm, effect in evaluation.effects.items():
         metrics |= estimate_metrics(f"profit_effect_{arm}", effect)
     for arm, effect in evaluation.outcome_effects.items():
@@ -271,15 +280,6 @@ def _parent_metrics(
     metrics |= _row_counts(tables)
     metrics |= {f"exposures_{k}": float(v) for k, v in dataset.counts.items()}
     return metrics
-
-
-def _explanation_metrics(explanation: Explanation) -> dict[str, float]:
-    value, name = explanation.value, explanation.model.name
-    return {
-        **estimate_metrics(f"{TREE}_gain_at_budget", value.gain),
-        **estimate_metrics(f"{TREE}_spend_at_budget", value.spend),
-        **estimate_metrics(f"{TREE}_less_{name}", explanation.difference),
-    }
 
 
 def _row_counts(tables: Tables) -> dict[str, float]:
@@ -444,6 +444,7 @@ def report_json(
         "data": {"digest": tables.digest, "rows": dict(tables.counts), **dict(dataset.counts)},
         "effects_are": "observational" if dataset.estimated else "randomised",
         "srm_p_value": diagnostics.srm_p,
+        "checks": [check.to_json() for check in diagnostics.checks],
         "balance": [vars(b) for b in diagnostics.balance],
         "effects_on_profit": {k: v.to_json() for k, v in evaluation.effects.items()},
         "effects_on_outcome": {k: v.to_json() for k, v in evaluation.outcome_effects.items()},

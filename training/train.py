@@ -18,9 +18,8 @@ from features.sources import open_source
 from features.spine import all_customers
 from features.tables import Tables
 from training.dataset import Dataset, build_dataset
-from training.diagnostics import Diagnostics, diagnose
+from training.diagnostics import Diagnostics, diagnose, diagnose_models, diagnose_weighted
 from training.evaluate import Evaluation, evaluate
-from training.explanation import Explanation, explain, explanation_summary
 from training.fit import Models, fit_models
 from training.gate import Verdict, judge
 from training.responses import ResponseReport, response_reports
@@ -56,7 +55,6 @@ class Training:
     before: Diagnostics
     diagnostics: Diagnostics
     evaluation: Evaluation
-    explanation: Explanation
     verdict: Verdict
     reports: list[ResponseReport]
     values: Values
@@ -122,12 +120,23 @@ def run(config: Config, progress: Callable[[str], None]) -> Training | ValueTrai
     for note in dataset.notes:
         progress(note)
     customers = population(tables, config)
-    before = diagnose(dataset)
+    before = diagnose(dataset, tables, config, customers)
+    for check in before.of("warn"):
+        progress(f"warning: {check.sentence()}")
     models = fit_models(dataset, config, offers, progress)
     # With estimated probabilities, balance is shown as it is after weighting by them too.
-    diagnostics = diagnose(dataset, models.train) if dataset.estimated else before
+    diagnostics = diagnose_weighted(before, models.train, config) if dataset.estimated else before
     evaluation = evaluate(models, dataset, config, customers)
-    explanation = explain(models, dataset, evaluation, config)
+    chosen = evaluation.chosen
+    diagnostics = diagnose_models(
+        diagnostics,
+        config,
+        dataset.training.customer,
+        models.is_test,
+        chosen.name,
+        models.learners[chosen.name].oof,
+        chosen.slope,
+    )
     verdict = judge(evaluation, models, dataset, config)
     reports = response_reports(dataset, models, config)
     values = Values()
@@ -136,16 +145,7 @@ def run(config: Config, progress: Callable[[str], None]) -> Training | ValueTrai
         values = learn_values(panel, config, progress)
         verdict = replace(verdict, bundle=replace(verdict.bundle, values=values.models))
     return Training(
-        tables,
-        dataset,
-        models,
-        before,
-        diagnostics,
-        evaluation,
-        explanation,
-        verdict,
-        reports,
-        values,
+        tables, dataset, models, before, diagnostics, evaluation, verdict, reports, values
     )
 
 
@@ -235,8 +235,7 @@ def summary(training: Training, config: Config) -> str:
         out += textwrap.wrap(
             ", ".join(shown[:MOST_FEATURES]), 96, initial_indent=INDENT, subsequent_indent=INDENT
         )
-    out += explanation_summary(training.explanation, money, PER)
-    out += ["", _trust(training)]
+    out += ["", "Diagnostics", *_trust(training)]
     for r in training.reports:
         auc, ap, error = (r.metrics[m] for m in ("auc", "average_precision", "calibration_error"))
         out.append(
@@ -251,8 +250,14 @@ def summary(training: Training, config: Config) -> str:
     return "\n".join(out)
 
 
-def _trust(training: Training) -> str:
-    """One line on whether the arms can be compared."""
+def _trust(training: Training) -> list[str]:
+    """Every diagnostic with what came of it; before and after where arms were not drawn."""
+    told = []
+    for check in training.diagnostics.checks:
+        text = f"{check.outcome:<8} {check.sentence()}"
+        told += textwrap.wrap(text, 96, initial_indent=INDENT, subsequent_indent=" " * 11)
+    if not training.dataset.estimated:
+        return told
     worst = {
         when: max(d.balance, key=lambda b: abs(b.difference), default=None)
         for when, d in (("before", training.before), ("after", training.diagnostics))
@@ -261,15 +266,11 @@ def _trust(training: Training) -> str:
         when: "none" if b is None else f"{b.difference:+.3f} ({b.feature}, {b.arm})"
         for when, b in worst.items()
     }
-    if training.dataset.estimated:
-        return (
-            f"  largest standardised difference to control: {shown['before']}; after weighting "
-            f"by the estimated assignment {shown['after']}"
-        )
-    return (
-        f"  sample ratio test p = {training.diagnostics.srm_p:.3f}; largest standardised "
-        f"difference to control {shown['before']}"
-    )
+    return [
+        *told,
+        f"  largest standardised difference to control: {shown['before']}; after weighting "
+        f"by the estimated assignment {shown['after']}",
+    ]
 
 
 def _interval(e: Estimate) -> str:
