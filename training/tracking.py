@@ -25,6 +25,7 @@ from training.data_quality import FEATURE_PROFILE, PAGE, data_quality, feature_p
 from training.dataset import Dataset
 from training.diagnostics import Diagnostics
 from training.evaluate import DECIDING_METRIC, Candidate, Evaluation
+from training.explanation import SEGMENTS_FILE, TREE, Explanation
 from training.fit import Models
 from training.gate import Verdict
 from training.responses import ResponseReport
@@ -99,6 +100,7 @@ def log_training(
     dataset: Dataset,
     models: Models,
     evaluation: Evaluation,
+    explanation: Explanation,
     diagnostics: Diagnostics,
     reports: Sequence[ResponseReport],
     verdict: Verdict,
@@ -114,6 +116,8 @@ def log_training(
         mlflow.log_params(_params(config))
         mlflow.log_input(_dataset_input(tables, dataset, config), context="training")
         mlflow.log_metrics(_parent_metrics(tables, dataset, evaluation, diagnostics, verdict))
+        mlflow.log_metrics(_explanation_metrics(explanation))
+        mlflow.log_dict(explanation.to_json(), SEGMENTS_FILE)
         _log_data(tables, config)
         mlflow.log_dict(feature_profile(dataset).to_json(), FEATURE_PROFILE)
         for name, figure in figures.items():
@@ -280,6 +284,15 @@ def _parent_metrics(
     metrics |= _row_counts(tables)
     metrics |= {f"exposures_{k}": float(v) for k, v in dataset.counts.items()}
     return metrics
+
+
+def _explanation_metrics(explanation: Explanation) -> dict[str, float]:
+    value, name = explanation.value, explanation.model.name
+    return {
+        **estimate_metrics(f"{TREE}_gain_at_budget", value.gain),
+        **estimate_metrics(f"{TREE}_spend_at_budget", value.spend),
+        **estimate_metrics(f"{TREE}_less_{name}", explanation.difference),
+    }
 
 
 def _row_counts(tables: Tables) -> dict[str, float]:

@@ -20,6 +20,7 @@ from features.tables import Tables
 from training.dataset import Dataset, build_dataset
 from training.diagnostics import Diagnostics, diagnose, diagnose_models, diagnose_weighted
 from training.evaluate import Evaluation, evaluate
+from training.explanation import Explanation, explain, explanation_summary
 from training.fit import Models, fit_models
 from training.gate import Verdict, judge
 from training.responses import ResponseReport, response_reports
@@ -55,6 +56,7 @@ class Training:
     before: Diagnostics
     diagnostics: Diagnostics
     evaluation: Evaluation
+    explanation: Explanation
     verdict: Verdict
     reports: list[ResponseReport]
     values: Values
@@ -137,6 +139,7 @@ def run(config: Config, progress: Callable[[str], None]) -> Training | ValueTrai
         models.learners[chosen.name].oof,
         chosen.slope,
     )
+    explanation = explain(models, dataset, evaluation, config)
     verdict = judge(evaluation, models, dataset, config)
     reports = response_reports(dataset, models, config)
     values = Values()
@@ -145,7 +148,16 @@ def run(config: Config, progress: Callable[[str], None]) -> Training | ValueTrai
         values = learn_values(panel, config, progress)
         verdict = replace(verdict, bundle=replace(verdict.bundle, values=values.models))
     return Training(
-        tables, dataset, models, before, diagnostics, evaluation, verdict, reports, values
+        tables,
+        dataset,
+        models,
+        before,
+        diagnostics,
+        evaluation,
+        explanation,
+        verdict,
+        reports,
+        values,
     )
 
 
@@ -235,6 +247,7 @@ def summary(training: Training, config: Config) -> str:
         out += textwrap.wrap(
             ", ".join(shown[:MOST_FEATURES]), 96, initial_indent=INDENT, subsequent_indent=INDENT
         )
+    out += explanation_summary(training.explanation, money, PER)
     out += ["", "Diagnostics", *_trust(training)]
     for r in training.reports:
         auc, ap, error = (r.metrics[m] for m in ("auc", "average_precision", "calibration_error"))
