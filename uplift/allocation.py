@@ -13,7 +13,7 @@ Winkler 2006); what a policy is worth is measured on held-out customers, not her
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,16 +22,24 @@ import numpy.typing as npt
 
 from uplift.data import BoolArray, FloatArray, IntArray
 from uplift.errors import DesignError
-from uplift.settling import Bounds, Settled, bounds, exact_terms, settle
+from uplift.hull import Cut, Steps, Table, cut, cut_settled, hull_steps, of_arm, together, walk
 
-# Relative slack for the rounding of a running sum; the exact sum of the chosen costs decides.
-_ROUNDING = 1e-12
-# Customers whose hulls are walked at a time: their tables stay in the processor's cache.
-_BLOCK = 8192
-# Up to so many customers are walked; of more, a sample of half the number bounds the price.
-_WALKED = 16_384
-# Standard deviations of the sampled spend that the bounds stand off, one try after the other.
-_STAND_OFF = (4.0, 20.0)
+__all__ = [
+    "Allocation",
+    "Chunk",
+    "Steps",
+    "allocate",
+    "allocate_stream",
+    "best_arm",
+    "checked_scores",
+    "hull_path",
+    "limit_of",
+    "of_arm",
+    "value_path",
+]
+
+# Of so many customers of a stream one is sampled; a chunk gives as many as that at least.
+_ONE_IN = 64
 
 
 @dataclass(frozen=True)
@@ -50,20 +58,6 @@ class Allocation:
     """Optimum of the linear relaxation, so at least the optimum of the integer problem."""
     gap: float
     """upper_bound - value: never negative, at most the gain of one step of one customer."""
-
-
-class Steps(NamedTuple):
-    """Steps along the customers' upper hulls, steepest first; equal slopes: cheapest first.
-
-    Each (steps,): the customer's row, the arm it comes to, what the step adds to reward and cost,
-    and reward per cost. The steps of one customer stand in their order along the hull.
-    """
-
-    customer: IntArray
-    arm: IntArray
-    gain: FloatArray
-    price: FloatArray
-    slope: FloatArray
 
 
 def allocate(
@@ -94,13 +88,94 @@ def allocate(
     Raises DesignError when shapes differ, a number is not finite, or a cost or the budget is
     negative.
     """
-    reward, cost = checked_scores(reward, cost)
-    allowed = _allowed(reward, min_profit, eligible)
+    table = _table(Chunk(reward, cost, eligible, charged, tie_order), min_profit, 0)
     limit = limit_of(budget)
+    return _whole(cut(table, limit, ()), limit)
+
+
+class Chunk(NamedTuple):
+    """Some customers of a stream; the arguments of `allocate` for them."""
+
+    reward: FloatArray
+    cost: FloatArray
+    eligible: BoolArray | None = None
+    charged: BoolArray | None = None
+    tie_order: npt.NDArray[Any] | None = None
+
+
+def allocate_stream(
+    chunks: Callable[[], Iterable[Chunk]], *, budget: float | None, min_profit: float = 0.0
+) -> Allocation:
+    """`allocate` for customers whose scores do not fit into memory together: the same answer.
+
+    chunks: each call gives the same chunks in the same order, as an iterator that reads a file
+    does. They are read twice: for a sample, which bounds the shadow price, and for the decisions;
+    a third time in the rare case that the price lies outside the bounds. Beside one chunk, memory
+    holds the choices, one customer in 64 and those near the cut. Where more than half stand at the
+    cut, as when all have the same few slopes, all are held.
+
+    Raises DesignError as `allocate`, and when the chunks have not one number of arms, or their
+    customers are not the same again.
+    """
+    limit = limit_of(budget)
+    counts: list[int] = []
+    sampled: list[Table] = []
+    drawing = np.random.default_rng(0)
+    for table in _tables(chunks, min_profit):
+        size = len(table.reward)
+        counts.append(size)
+        few = min(size, max(_ONE_IN, -(-size // _ONE_IN)))
+        sampled.append(table.rows(np.sort(drawing.choice(size, few, replace=False))))
+    n = sum(counts)
+    if n == 0:
+        return Allocation(np.zeros(0, dtype=np.int64), 0.0, 0.0, 0.0, 0.0, 0.0)
+
+    def again() -> Iterator[Table]:
+        found = 0
+        for number, table in enumerate(_tables(chunks, min_profit)):
+            if number >= len(counts) or len(table.reward) != counts[number]:
+                break
+            found += len(table.reward)
+            yield table
+        if found != n:
+            raise DesignError(
+                f"chunks: expected the same {n} customers at each reading, found others after "
+                f"{found}. Give a function that opens the source anew each time."
+            )
+
+    found = cut_settled(again, together(sampled), n, limit)
+    if found is None:
+        found = walk(together(list(again())), limit, ())
+    return _whole(found, limit)
+
+
+def _tables(chunks: Callable[[], Iterable[Chunk]], min_profit: float) -> Iterator[Table]:
+    first, arms = 0, -1
+    for chunk in chunks():
+        table = _table(chunk, min_profit, first)
+        if arms not in (-1, table.reward.shape[1]):
+            raise DesignError(
+                f"chunks: expected {arms} arms in all, found {table.reward.shape[1]} in the one "
+                f"that begins with customer row {first}."
+            )
+        arms = table.reward.shape[1]
+        yield table
+        first += len(table.reward)
+
+
+def _table(chunk: Chunk, min_profit: float, first: int) -> Table:
+    """The chunk whose customers are the rows from `first` on, checked."""
+    reward, cost = checked_scores(chunk.reward, chunk.cost)
+    allowed = _allowed(reward, min_profit, chunk.eligible)
     n = len(reward)
-    paid = None if charged is None else _per_customer("charged", charged, n).astype(bool)
-    order = np.arange(n) if tie_order is None else _per_customer("tie_order", tie_order, n)
-    return _whole(_cut(_Table(reward, cost, allowed, paid, order), limit, ()), limit)
+    paid, order = chunk.charged, chunk.tie_order
+    return Table(
+        reward,
+        cost,
+        allowed,
+        None if paid is None else _per_customer("charged", paid, n).astype(bool),
+        np.arange(first, first + n) if order is None else _per_customer("tie_order", order, n),
+    )
 
 
 def best_arm(
@@ -171,208 +246,17 @@ def hull_path(
     errors as in `allocate`."""
     reward, cost = checked_scores(reward, cost)
     allowed = _allowed(reward, min_profit, eligible)
-    return _steps(_Table(reward, cost, allowed, None, np.arange(len(reward))))
+    return hull_steps(Table(reward, cost, allowed, None, np.arange(len(reward))))
 
 
-class _Table(NamedTuple):
-    """Customers to decide: the checked arguments of `allocate`; None where all are."""
-
-    reward: FloatArray
-    cost: FloatArray
-    allowed: BoolArray | None
-    paid: BoolArray | None
-    order: npt.NDArray[Any]
-
-    def rows(self, chosen: IntArray) -> _Table:
-        return _Table(
-            self.reward[chosen],
-            self.cost[chosen],
-            None if self.allowed is None else self.allowed[chosen],
-            None if self.paid is None else self.paid[chosen],
-            self.order[chosen],
-        )
-
-    def of_payers(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return values if self.paid is None else values[self.paid]
-
-
-class _Cut(NamedTuple):
-    """Choices at the end of the budget. Sums are terms that `math.fsum` adds without error."""
-
-    choice: npt.NDArray[np.signedinteger[Any]]
-    shadow_price: float
-    """Infinite when the choices that were given spend more than the limit."""
-    spend: list[float]
-    value: list[float]
-    surplus: list[float]
-    """Of the customers walked: the greatest reward less cost times shadow price, 0 for none."""
-    settled: tuple[list[float], list[float]]
-    """Spend and value of those whose chosen arm is known to have that greatest net reward."""
-
-
-def _cut(table: _Table, limit: float, before: Sequence[float]) -> _Cut:
-    """The arms that a limit buys, less what others have spent before; see `allocate`."""
-    n = len(table.reward)
-    if n > _WALKED:
-        drawn = np.random.default_rng(0).integers(0, n, _WALKED // 2)
-        sample = table.rows(drawn)
-        for deviations in _STAND_OFF:
-            left = limit - math.fsum(before)
-            within = _sampled_bounds(sample, left * len(drawn) / n, deviations)
-            codes = np.empty(n, dtype=_code_type(table.reward.shape[1]))
-            settled = settle(table.reward, table.cost, table.allowed, table.paid, within, codes)
-            if len(settled.open_rows) > n / 2:
-                break
-            rest = _cut(table.rows(settled.open_rows), limit, [*before, *settled.spend])
-            if within.contain(rest.shadow_price):
-                return _joined(codes, settled, rest)
-    return _walk(table, limit, before)
-
-
-def _joined(codes: npt.NDArray[np.signedinteger[Any]], settled: Settled, rest: _Cut) -> _Cut:
-    codes[settled.open_rows] = rest.choice
-    spend, value = settled.spend, settled.value
-    return rest._replace(
-        choice=codes,
-        spend=[*spend, *rest.spend],
-        value=[*value, *rest.value],
-        settled=([*spend, *rest.settled[0]], [*value, *rest.settled[1]]),
-    )
-
-
-def _code_type(arms: int) -> type[np.signedinteger[Any]]:
-    return np.int8 if arms < 100 else np.int32
-
-
-def _sampled_bounds(sample: _Table, limit: float, deviations: float) -> Bounds:
-    start, steps = _steps(sample)
-    del start
-    price = steps.price if sample.paid is None else steps.price * sample.paid[steps.customer]
-    taken = np.searchsorted(np.cumsum(price), limit, side="right")
-    # What a customer spends is the sum of its steps: no less noisy than if they came apart.
-    each = np.bincount(steps.customer[:taken], price[:taken], minlength=len(sample.reward))
-    noise = deviations * math.sqrt(float((each * each).sum()))
-    return bounds(price, steps.slope, limit, noise)
-
-
-def _walk(table: _Table, limit: float, before: Sequence[float]) -> _Cut:
-    """`_cut` by walking every customer's hull."""
-    reward, cost, allowed, paid, _ = table
-    start, steps = _steps(table)
-    step_paid = np.ones(len(steps.price), bool) if paid is None else paid[steps.customer]
-    spent = np.cumsum(np.where(step_paid, steps.price, 0.0), dtype=np.longdouble)
-    fits = spent <= limit * (1.0 + _ROUNDING) - math.fsum(before)
-    taken = len(spent) if fits.all() else int(np.argmin(fits))
-    while True:
-        choice = start.copy()
-        # Steps of one customer stand in their order along the hull: the last one taken stays.
-        choice[steps.customer[:taken]] = steps.arm[:taken]
-        spend = exact_terms(table.of_payers(of_arm(cost, choice)))
-        excess = math.fsum([*before, *spend]) > limit
-        payers = np.flatnonzero(step_paid[:taken])
-        if not excess or len(payers) == 0:
-            break
-        taken = int(payers[-1])
-    value = exact_terms(table.of_payers(of_arm(reward, choice)))
-    shadow_price = float(steps.slope[taken]) if taken < len(spent) else 0.0
-    if excess:
-        shadow_price = math.inf
-    surplus: list[float] = []
-    if 0.0 < shadow_price < math.inf:
-        net = reward - shadow_price * cost
-        if allowed is not None:
-            net = np.where(allowed, net, 0.0)
-        surplus = exact_terms(table.of_payers(net.max(axis=1, initial=0.0)))
-    return _Cut(choice, shadow_price, spend, value, surplus, ([], []))
-
-
-def _whole(cut: _Cut, limit: float) -> Allocation:
-    spend, value, price = math.fsum(cut.spend), math.fsum(cut.value), cut.shadow_price
+def _whole(found: Cut, limit: float) -> Allocation:
+    spend, value, price = math.fsum(found.spend), math.fsum(found.value), found.shadow_price
     bound = value
     if price > 0.0:
-        spent, gained = cut.settled
+        spent, gained = found.settled
         kept = math.fsum(gained) - price * math.fsum(spent)
-        bound = max(value, price * limit + (kept + math.fsum(cut.surplus)))
-    return Allocation(cut.choice.astype(np.int64), price, spend, value, bound, bound - value)
-
-
-def _free_arm(reward: FloatArray, cost: FloatArray, allowed: BoolArray) -> IntArray:
-    """(n,) the arm without cost of greatest reward; control when none is above 0."""
-    start = np.zeros(len(reward), dtype=np.int64)
-    free = allowed & (cost == 0.0) & (reward > 0.0)
-    rows = np.flatnonzero(free.any(axis=1))
-    if len(rows):
-        start[rows] = np.where(free[rows], reward[rows], 0.0).argmax(axis=1) + 1
-    return start
-
-
-def _steps(table: _Table) -> tuple[IntArray, Steps]:
-    """The arms at budget 0, and all steps of all hulls in the order a growing budget takes them."""
-    reward, cost, allowed, _, order = table
-    if allowed is None:
-        allowed = np.ones(reward.shape, dtype=bool)
-    start = _free_arm(reward, cost, allowed)
-    whole, real = np.zeros(0, dtype=np.int64), np.zeros(0)
-    found = [Steps(whole, whole, real, real, real)]
-    for first in range(0, len(reward), _BLOCK):
-        block = slice(first, first + _BLOCK)
-        found += _hull_steps(reward[block], cost[block], allowed[block], start[block], first)
-    customer = np.concatenate([part.customer for part in found])
-    price = np.concatenate([part.price for part in found])
-    steep = np.concatenate([part.slope for part in found])
-    sequence = np.argsort(-steep)
-    if np.any(steep[sequence[1:]] == steep[sequence[:-1]]):
-        sequence = np.lexsort((order[customer], price, -steep))
-    return start, Steps(
-        customer[sequence],
-        np.concatenate([part.arm for part in found])[sequence],
-        np.concatenate([part.gain for part in found])[sequence],
-        price[sequence],
-        steep[sequence],
-    )
-
-
-def _hull_steps(
-    reward: FloatArray, cost: FloatArray, allowed: BoolArray, start: IntArray, first: int
-) -> Iterator[Steps]:
-    """The first steps of customers first, first + 1, ..., then the second steps, and so on.
-
-    From its current point a customer goes to the dearer and better arm of steepest slope (of
-    several in line: the farthest), which is the next corner of the hull; all customers that still
-    have one advance together.
-    """
-    at_reward, at_cost = of_arm(reward, start), of_arm(cost, start)
-    rows = np.arange(len(reward))
-    # One row an arm: what is compared across arms then lies in long, even runs.
-    reward, cost = np.ascontiguousarray(reward.T), np.ascontiguousarray(cost.T)
-    allowed = np.ascontiguousarray(allowed.T)
-    last_slope = np.full(len(rows), np.inf)
-    for _ in range(len(reward)):
-        gain, price = reward - at_reward, cost - at_cost
-        ahead = allowed & (gain > 0.0) & (price > 0.0)
-        with np.errstate(over="ignore"):
-            slope = np.divide(gain, price, out=np.full(gain.shape, -np.inf), where=ahead)
-        steepest = slope.max(axis=0)
-        going = np.flatnonzero(steepest > 0.0)
-        if len(going) == 0:
-            return
-        farthest = np.where(slope == steepest, cost, -np.inf)[:, going].argmax(axis=0)
-        # Rounding must not let a later step of a customer sort before an earlier one.
-        last_slope = np.minimum(steepest[going], np.nextafter(last_slope[going], 0.0))
-        rows = rows[going]
-        yield Steps(
-            rows + first, farthest + 1, gain[farthest, going], price[farthest, going], last_slope
-        )
-        at_reward, at_cost = reward[farthest, going], cost[farthest, going]
-        reward, cost, allowed = reward[:, going], cost[:, going], allowed[:, going]
-
-
-def of_arm(table: FloatArray, arm: IntArray) -> FloatArray:
-    """(n,) the entry of each customer's arm in an (n, K) table; 0 for control."""
-    if table.shape[1] == 0:
-        return np.zeros(len(table))
-    taken = table[np.arange(len(table)), np.maximum(arm - 1, 0)]
-    return np.where(arm > 0, taken, 0.0)
+        bound = max(value, price * limit + (kept + math.fsum(found.surplus)))
+    return Allocation(found.choice.astype(np.int64), price, spend, value, bound, bound - value)
 
 
 def limit_of(budget: float | None) -> float:

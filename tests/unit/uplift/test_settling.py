@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from uplift import allocation
+from uplift import allocation, hull
 from uplift.allocation import Allocation, allocate
 from uplift.settling import Bounds, bounds, exact_terms, settle
 
@@ -59,8 +59,8 @@ def test_settling_first_changes_nothing(
         reward, cost, more = campaign(seed)
         plain = allocate(reward, cost, **more)
         with monkeypatch.context() as patched:
-            patched.setattr(allocation, "_WALKED", walked)
-            patched.setattr(allocation, "_STAND_OFF", stand_off)
+            patched.setattr(hull, "_WALKED", walked)
+            patched.setattr(hull, "_STAND_OFF", stand_off)
             patched.setattr("uplift.settling._APART", 1)
             patched.setattr("uplift.settling._BLOCK", 128)
             same(allocate(reward, cost, **more), plain)
@@ -70,17 +70,17 @@ def test_a_large_campaign_is_settled_and_equals_its_walk(monkeypatch: pytest.Mon
     rng = np.random.default_rng(3)
     reward, cost = rng.normal(-0.1, 1.2, (60_000, 5)), 0.1 + rng.gamma(2.0, 0.25, (60_000, 5))
     walks: list[int] = []
-    real = allocation._walk
+    real = hull.walk
 
     def counted(table, limit, before):  # type: ignore[no-untyped-def]
         walks.append(len(table.reward))
         return real(table, limit, before)
 
-    monkeypatch.setattr(allocation, "_walk", counted)
+    monkeypatch.setattr(hull, "walk", counted)
     settled = allocate(reward, cost, budget=4_000.0)
     assert len(walks) == 1
     assert walks[0] < 15_000
-    monkeypatch.setattr(allocation, "_WALKED", 10**9)
+    monkeypatch.setattr(hull, "_WALKED", 10**9)
     same(settled, allocate(reward, cost, budget=4_000.0))
     moved = rng.permutation(len(reward))
     monkeypatch.undo()
@@ -94,7 +94,7 @@ def test_more_arms_than_a_byte_can_name(monkeypatch: pytest.MonkeyPatch) -> None
     reward, cost = rng.normal(0.0, 1.0, (500, 300)), rng.uniform(0.1, 1.0, (500, 300))
     plain = allocate(reward, cost, budget=40.0)
     assert plain.choice.max() > 127
-    monkeypatch.setattr(allocation, "_WALKED", 64)
+    monkeypatch.setattr(hull, "_WALKED", 64)
     same(allocate(reward, cost, budget=40.0), plain)
 
 
