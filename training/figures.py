@@ -18,7 +18,6 @@ from training.responses import ResponseReport
 from training.value import ValueReport
 from uplift.evaluation import NO_OFFER, RIVALS
 from uplift.scores import Estimate
-from uplift.segments import SEND_NONE
 
 INK, ACCENT, MUTED = "#1b3a57", "#d1495b", "#8d99ae"
 PER = 1000
@@ -78,6 +77,11 @@ def _axes(title: str, subtitle: str, width: float = 8, height: float = 4.8) -> t
 
 def _error(estimate: Estimate) -> float:
     return (estimate.hi - estimate.value) * PER
+
+
+def _told(estimate: Estimate) -> str:
+    value, lo, hi = (v * PER for v in (estimate.value, estimate.lo, estimate.hi))
+    return f"{value:,.0f} [{lo:,.0f}, {hi:,.0f}]"
 
 
 def leaderboard(evaluation: Evaluation, verdict: Verdict, currency: str, subtitle: str) -> Figure:
@@ -263,13 +267,11 @@ def segment_figure(explanation: Explanation, currency: str, subtitle: str) -> Fi
     axes.axvline(0, color="black", linewidth=0.8)
     tree, model = explanation.value.gain, explanation.model.value.gain
     axes.set_xlabel(
-        f"effect on profit per {PER:,} customers of the segment, {currency}, held-out customers, "
-        "95% interval\n"
-        f"the rule earns {tree.value * PER:,.0f} [{tree.lo * PER:,.0f}, {tree.hi * PER:,.0f}], "
-        f"{explanation.model.name} {model.value * PER:,.0f} [{model.lo * PER:,.0f}, "
-        f"{model.hi * PER:,.0f}] per {PER:,} customers"
-        + (f"; red: what the rule sends, none in {SEND_NONE!r}" if found else ""),
-        fontsize=9,
+        f"effect on profit per {PER:,} exposures in the segment, {currency}, 95% interval "
+        "(red: what the rule sends)\n"
+        f"the whole rule earns {_told(tree)} per {PER:,}, {explanation.model.name} {_told(model)}",
+        fontsize=8.5,
+        loc="right",
     )
     return figure
 
