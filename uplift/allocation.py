@@ -131,16 +131,15 @@ def allocate_stream(
         return Allocation(np.zeros(0, dtype=np.int64), 0.0, 0.0, 0.0, 0.0, 0.0)
 
     def again() -> Iterator[Table]:
-        found = 0
-        for number, table in enumerate(_tables(chunks, min_profit)):
-            if number >= len(counts) or len(table.reward) != counts[number]:
-                break
-            found += len(table.reward)
-            yield table
-        if found != n:
+        found: list[int] = []
+        for table in _tables(chunks, min_profit):
+            found.append(len(table.reward))
+            if found == counts[: len(found)]:
+                yield table
+        if found != counts:
             raise DesignError(
-                f"chunks: expected the same {n} customers at each reading, found others after "
-                f"{found}. Give a function that opens the source anew each time."
+                f"chunks: expected the same {n} customers in {len(counts)} chunks at each reading, "
+                f"found {sum(found)} in {len(found)}. Give a function that opens the source anew."
             )
 
     found = cut_settled(again, together(sampled), n, limit)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.allocation import ARMS, bisect, check, instance, relaxation, run
+from benchmarks.allocation import ARMS, bisect, check, instance, relaxation, run, stream
 from benchmarks.report import WIDTH, Options
 from uplift.allocation import allocate
 
@@ -40,7 +40,17 @@ def test_a_wrong_allocation_is_noticed(field: str, value: float, message: str) -
 
 
 def test_table_of_a_small_run() -> None:
-    text = run(Options(), customers=2000, lp_customers=200)
+    text = run(Options(), customers=2000, lp_customers=200, streamed=3000)
     assert max(len(line) for line in text.splitlines()) <= WIDTH
     assert "HiGHS" in text
     assert "numpy bisection" in text
+    assert "peak memory 0." in text
+
+
+def test_the_streamed_campaign_is_the_sum_of_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.allocation.CHUNK", 1_000)
+    found = stream(3_000)
+    parts = [instance(1_000, ARMS, np.random.default_rng(first)) for first in (0, 1_000, 2_000)]
+    reward, cost = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    whole = allocate(reward, cost, budget=3 * parts[0][2])
+    assert (found["value"], found["spend"]) == (whole.value, whole.spend)

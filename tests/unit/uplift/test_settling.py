@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
+from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from uplift import allocation, hull
-from uplift.allocation import Allocation, allocate
+from uplift.allocation import Allocation, Chunk, allocate, allocate_stream
+from uplift.errors import DesignError
 from uplift.settling import Bounds, bounds, exact_terms, settle
 
 
@@ -145,3 +148,79 @@ def test_terms_are_few_and_nothing_has_none() -> None:
     assert exact_terms(np.zeros(7)) == []
     assert exact_terms(np.zeros(0)) == []
     assert math.fsum(exact_terms(np.array([5e-324, 1e-310]))) == 5e-324 + 1e-310
+
+
+def chunked(reward: np.ndarray, cost: np.ndarray, more: dict, size: int) -> list[Chunk]:
+    names = ("eligible", "charged", "tie_order")
+    return [
+        Chunk(
+            reward[i : i + size],
+            cost[i : i + size],
+            *(None if more[name] is None else more[name][i : i + size] for name in names),
+        )
+        for i in range(0, len(reward), size)
+    ]
+
+
+@pytest.mark.parametrize("size", [400, 150, 37])
+def test_a_stream_of_chunks_gives_what_one_table_gives(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(60):
+        reward, cost, more = campaign(seed)
+        chunks = chunked(reward, cost, more, size)
+        limits = {"budget": more["budget"], "min_profit": more["min_profit"]}
+        plain = allocate(reward, cost, **more)
+        same(allocate_stream(lambda chunks=chunks: chunks, **limits), plain)
+        with monkeypatch.context() as patched:
+            patched.setattr(hull, "_STAND_OFF", (0.5, 1.0))
+            patched.setattr("uplift.settling._APART", 1)
+            same(allocate_stream(lambda chunks=chunks: iter(chunks), **limits), plain)
+
+
+def test_a_long_stream_is_read_twice_and_holds_few_customers() -> None:
+    readings: list[int] = []
+
+    def chunks() -> Iterator[Chunk]:
+        readings.append(0)
+        for seed in range(20):
+            rng = np.random.default_rng(seed)
+            yield Chunk(rng.normal(0.0, 1.0, (10_000, 3)), rng.uniform(0.1, 1.0, (10_000, 3)))
+
+    tracemalloc.start()
+    found = allocate_stream(chunks, budget=9_000.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(readings) == 2
+    whole = list(chunks())
+    same(
+        found,
+        allocate(
+            np.concatenate([c.reward for c in whole]),
+            np.concatenate([c.cost for c in whole]),
+            budget=9_000.0,
+        ),
+    )
+    assert found.spend <= 9_000.0
+    assert peak < 200_000 * 3 * 8 * 2
+
+
+def test_streams_that_cannot_be_read_are_refused() -> None:
+    two, three = Chunk(np.ones((5, 2)), np.ones((5, 2))), Chunk(np.ones((5, 3)), np.ones((5, 3)))
+    with pytest.raises(DesignError, match=r"expected 2 arms in all, found 3 .* customer row 5"):
+        allocate_stream(lambda: [two, three], budget=1.0)
+    once = iter([two, two])
+    with pytest.raises(DesignError, match=r"same 10 customers in 2 chunks .* found 0 in 0"):
+        allocate_stream(lambda: once, budget=1.0)
+    growing = [two]
+
+    def more() -> list[Chunk]:
+        growing.append(two)
+        return list(growing)
+
+    with pytest.raises(DesignError, match=r"found (20 in 4|15 in 3)"):
+        allocate_stream(more, budget=1.0)
+    with pytest.raises(DesignError, match="finite numbers, found nan"):
+        allocate_stream(lambda: [Chunk(np.full((1, 1), np.nan), np.ones((1, 1)))], budget=1.0)
+    nobody = allocate_stream(lambda: [], budget=1.0)
+    assert (len(nobody.choice), nobody.spend, nobody.gap) == (0, 0.0, 0.0)
