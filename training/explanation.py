@@ -1,4 +1,4 @@
-"""What the chosen model does, in a few sentences: the best shallow policy tree, beside the model.
+"""What the chosen model does: the best shallow policy tree beside it, and why single decisions.
 
 Nothing here decides anything: the tree is grown on the training rows after the model was chosen,
 and both are valued on the held-out rows.
@@ -18,6 +18,7 @@ from training.dataset import Dataset
 from training.evaluate import Candidate, Evaluation, out_of_fold, scored_rows
 from training.fit import Models
 from uplift.allocation import allocate
+from uplift.contributions import Explainer, Why
 from uplift.data import FloatArray, stream
 from uplift.evaluation import PolicyValue
 from uplift.policy_tree import PolicyTree, fit_policy_tree
@@ -26,11 +27,14 @@ from uplift.segments import Segment, segments
 
 TREE = "policy_tree"
 SEGMENTS_FILE = "segments.json"
+DECISIONS_FILE = "decisions_explained.json"
 DEPTH = 2
 # A segment has at least this share of the customers, and this many.
 LEAST_SHARE, LEAST_CUSTOMERS = 0.05, 50
 MOST_ROWS = 100_000
 MOST_FEATURES = 30
+DECISIONS = 20
+BACKGROUND_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Explanation:
     difference  profit of the tree less that of the model, paired
     net         the same after charging the difference in realised cost at `price`
     legend      definition of every feature in the sentences
+    decisions   offers of the model to some of the held-out rows, each with its coupon
     """
 
     tree: PolicyTree
@@ -55,6 +60,7 @@ class Explanation:
     difference: Estimate
     net: Estimate
     legend: Mapping[str, str]
+    decisions: list[tuple[str, Why]]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -66,6 +72,13 @@ class Explanation:
             "tree_less_model": self.difference.to_json(),
             "tree_less_model_net_of_cost": self.net.to_json(),
             "features": dict(self.legend),
+        }
+
+    def decisions_json(self) -> dict[str, Any]:
+        return {
+            "learner": self.model.name,
+            "unit": "outcome",
+            "decisions": [{"offer": offer, **why.to_json()} for offer, why in self.decisions],
         }
 
 
@@ -137,7 +150,28 @@ def explain(
         difference=scored.gain.compare(policy, rival),
         net=charged.compare(policy, rival),
         legend={schema.names[f]: _definition(schema.names[f]) for f in asked},
+        decisions=_decisions(models, evaluation, price, rng),
     )
+
+
+def _decisions(
+    models: Models, evaluation: Evaluation, price: float, rng: np.random.Generator
+) -> list[tuple[str, Why]]:
+    """Offers to held-out rows, evenly from the clearest to the closest call by what the model
+    expects them to bring net of the shadow price."""
+    train, test, chosen = models.train, models.test, evaluation.chosen
+    p, policy = evaluation.predictions, chosen.value.policy
+    net = (policy * (p.reward - price * p.cost)).sum(axis=1)
+    treated = np.flatnonzero(policy.any(axis=1))
+    if len(treated) == 0:
+        return []
+    order = treated[np.argsort(-net[treated], kind="stable")]
+    rows = order[np.unique(np.linspace(0, len(order) - 1, DECISIONS).astype(int))]
+    background = train.X[rng.permutation(len(train))[:BACKGROUND_ROWS]]
+    arm = policy[rows].argmax(axis=1) + 1
+    explainer = Explainer(chosen.bundle.effects, background)
+    told = explainer.why(test.X[rows], arm, test.schema)
+    return [(test.arms[k - 1], why) for k, why in zip(arm.tolist(), told, strict=True)]
 
 
 def _definition(name: str) -> str:

@@ -25,7 +25,7 @@ from training.data_quality import FEATURE_PROFILE, PAGE, data_quality, feature_p
 from training.dataset import Dataset
 from training.diagnostics import Diagnostics
 from training.evaluate import DECIDING_METRIC, Candidate, Evaluation
-from training.explanation import SEGMENTS_FILE, TREE, Explanation
+from training.explanation import DECISIONS_FILE, SEGMENTS_FILE, TREE, Explanation
 from training.fit import Models
 from training.gate import Verdict
 from training.responses import ResponseReport
@@ -118,6 +118,7 @@ def log_training(
         mlflow.log_metrics(_parent_metrics(tables, dataset, evaluation, diagnostics, verdict))
         mlflow.log_metrics(_explanation_metrics(explanation))
         mlflow.log_dict(explanation.to_json(), SEGMENTS_FILE)
+        mlflow.log_dict(explanation.decisions_json(), DECISIONS_FILE)
         _log_data(tables, config)
         mlflow.log_dict(feature_profile(dataset).to_json(), FEATURE_PROFILE)
         for name, figure in figures.items():

@@ -75,6 +75,29 @@ def test_tree_and_model_answer_to_one_budget(folder: Path) -> None:
     assert 0.05 * cost.mean() <= per_row * (1 + 1e-9)
 
 
+def test_every_decision_adds_up(training: Training) -> None:
+    """x1 alone decides who gets c5, so it leads; what it adds is above 0."""
+    found = training.explanation.decisions
+    assert len(found) == 20
+    assert {offer for offer, _ in found} <= {"c5", "tote"}
+    effects = training.evaluation.chosen.bundle.effects.predict(training.models.test.X, 1)
+    for offer, why in found:
+        total = why.base + sum(amount for _, _, amount in why.top) + why.others
+        assert total == pytest.approx(why.effect, abs=1e-6)
+        k = ["c5", "tote"].index(offer)
+        assert np.abs(effects[:, k] - why.effect).min() < 1e-6
+    first = found[0][1]
+    assert first.effect == max(why.effect for _, why in found)
+    name, value, amount = first.top[0]
+    assert name == "x1"
+    assert isinstance(value, float)
+    assert value > 0
+    assert amount > 0
+    told = training.explanation.decisions_json()["decisions"]
+    assert told[0]["contributions"][0]["feature"] == "x1"
+    assert all(set(row) == {"offer", *first.to_json()} for row in told)
+
+
 def test_figure_and_file_show_the_same_numbers_and_no_ids(training: Training) -> None:
     figure = segment_figure(training.explanation, "EUR", "tiny")
     labels = " ".join(t.get_text() for t in figure.axes[0].get_yticklabels())
