@@ -44,8 +44,8 @@ $(SPARK): $(STAMP) requirements-spark.lock
 	  $(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements-spark.lock && touch $@ || true; \
 	fi
 
-test: $(STAMP) $(SPARK) ## all tests but the slow truth simulations
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) $(SPARK) ## all tests but the slow truth simulations, on all cores
+	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 test-slow: $(STAMP) $(SPARK) ## truth simulations that take minutes
 	@$(BIN)/python -m pytest -m slow -s $(ARGS)

@@ -105,10 +105,10 @@ def measure(way: str, lines: int) -> dict[str, Any]:
     from features.sources.files import FilesSource
     from features.store.manifest import read_manifest, store_folder
 
-    connect()  # loads the engine
     days = sorted(make_days(FOLDER / f"local-days-{lines}", lines).iterdir())
     shop = FOLDER / f"shop-{lines}-{way}"
     config = _config(way, shop, lines)
+    connect(config)  # loads the engine
     if way in ("raw", "store"):
         return _snapshot(way, lines)
     shutil.rmtree(shop, ignore_errors=True)

@@ -90,6 +90,13 @@ def clean(
 def unreadable(origin: str, error: Exception) -> DataError:
     """DuckDB's refusal of a file, in our words."""
     reason = one_line(str(error), 200)
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return DataError(
+            origin,
+            expected="tables that fit into memory_gb, or room on the disk below data/spill",
+            found=reason,
+            remedy="Raise memory_gb, or make room on the disk.",
+        )
     return DataError(
         origin,
         expected="a table that can be read",

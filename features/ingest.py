@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -32,6 +33,8 @@ def connect(config: Config) -> Any:
     """
     backend = ibis.duckdb.connect()
     folder = SPILL / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    with contextlib.suppress(OSError):  # where nothing can be written, memory has to do
+        SPILL.mkdir(parents=True, exist_ok=True)
     backend.con.execute("SET TimeZone = 'UTC'")
     backend.con.execute(f"SET memory_limit = '{config.memory_gb * 1000:.0f}MB'")
     backend.con.execute(f"SET temp_directory = {literal(str(folder))}")
