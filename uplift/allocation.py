@@ -30,6 +30,7 @@ __all__ = [
     "Steps",
     "allocate",
     "allocate_stream",
+    "allowed_arms",
     "best_arm",
     "checked_scores",
     "hull_path",
@@ -165,7 +166,7 @@ def _tables(chunks: Callable[[], Iterable[Chunk]], min_profit: float) -> Iterato
 def _table(chunk: Chunk, min_profit: float, first: int) -> Table:
     """The chunk whose customers are the rows from `first` on, checked."""
     reward, cost = checked_scores(chunk.reward, chunk.cost)
-    allowed = _allowed(reward, min_profit, chunk.eligible)
+    allowed = allowed_arms(reward, min_profit, chunk.eligible)
     n = len(reward)
     paid, order = chunk.charged, chunk.tie_order
     return Table(
@@ -193,7 +194,7 @@ def best_arm(
     Raises DesignError as `allocate`, and for a shadow price that is negative or not finite.
     """
     reward, cost = checked_scores(reward, cost)
-    allowed = _allowed(reward, min_profit, eligible)
+    allowed = allowed_arms(reward, min_profit, eligible)
     if not (math.isfinite(shadow_price) and shadow_price >= 0.0):
         raise DesignError(
             f"shadow_price: expected a finite number >= 0, found {shadow_price!r}. "
@@ -244,7 +245,7 @@ def hull_path(
     bring something, and the steps that a growing budget takes, steepest first. Arguments and
     errors as in `allocate`."""
     reward, cost = checked_scores(reward, cost)
-    allowed = _allowed(reward, min_profit, eligible)
+    allowed = allowed_arms(reward, min_profit, eligible)
     return hull_steps(Table(reward, cost, allowed, None, np.arange(len(reward))))
 
 
@@ -303,7 +304,9 @@ def checked_scores(reward: FloatArray, cost: FloatArray) -> tuple[FloatArray, Fl
     return reward, cost
 
 
-def _allowed(reward: FloatArray, min_profit: float, eligible: BoolArray | None) -> BoolArray | None:
+def allowed_arms(
+    reward: FloatArray, min_profit: float, eligible: BoolArray | None
+) -> BoolArray | None:
     """(n, K) the arms that may be chosen, None for all; DesignError if the arguments do not fit.
 
     An arm that brings nothing is never chosen, so a threshold up to 0 forbids nothing more.
