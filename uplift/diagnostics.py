@@ -222,6 +222,8 @@ def _difference(pair: _Pair, x: FloatArray) -> float:
         mean = float(w @ v / total)
         moments.append((mean, float(w @ (v - mean) ** 2 / total)))
     scale = math.sqrt((moments[0][1] + moments[1][1]) / 2)
+    if scale == 0:  # constant on each side, as what only the treated have: the spread of all
+        scale = abs(moments[0][0] - moments[1][0]) / 2
     return (moments[0][0] - moments[1][0]) / scale if scale > 0 else math.nan
 
 
