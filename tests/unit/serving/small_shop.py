@@ -130,7 +130,7 @@ def make_bundle(config: Config) -> ScoringBundle:
     seen = np.nan_to_num(X)
 
     def booster(target: np.ndarray, *, binary: bool = False) -> BoosterTerm:
-        return binned.fit(rows, target, settings, binary=binary)[0]
+        return binned.fit(rows, target, settings, binary=binary)
 
     def model(constant: list[float], *targets: np.ndarray) -> EffectModel:
         units = np.eye(len(targets))
