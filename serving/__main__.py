@@ -1,4 +1,4 @@
-"""Commands of the scorer: `api`, `score`, `snapshot`, `openapi`.
+"""Commands of the scorer: `api`, `score`, `snapshot`, `explain`, `openapi`.
 
 Exit code 0: done; 2: bad input or configuration, with one message; 1: a defect.
 """
@@ -73,6 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--exploration-share", type=float, help="default: policy.exploration_share")
     score.add_argument("--out", type=Path, required=True, help="decisions.parquet or .csv")
     score.set_defaults(run=_score)
+
+    why = commands.add_parser(
+        "explain", parents=[common], help="why customers get what they get, by the snapshot"
+    )
+    why.add_argument("--customer", nargs="+", required=True, metavar="ID", help="customer ids")
+    why.add_argument("--most", type=int, default=5, help="features to show of each; default 5")
+    why.set_defaults(run=_explain)
 
     document = commands.add_parser("openapi", help="write docs/openapi.json")
     document.add_argument("--out", type=Path, default=Path("docs/openapi.json"))
@@ -182,6 +189,25 @@ def _snapshot(config: Config, options: argparse.Namespace) -> int:
     print(f"  shadow price {snapshot.shadow_price:.4f}, reasons {m['reasons']}")
     for note in m["notes"]:
         print(f"  note: {note}")
+    return 0
+
+
+def _explain(config: Config, options: argparse.Namespace) -> int:
+    if options.most < 1:
+        raise ConfigError(
+            "--most", expected="1 or more", found=str(options.most), remedy="Leave it out for 5."
+        )
+    from serving.explain import explain, sentences
+    from serving.load import resolve
+    from serving.salt import load_salt
+    from serving.scorer import Scorer
+    from serving.snapshot import ensure_snapshot
+
+    salt = load_salt(simulated=config.source.kind == "simulated")
+    model = resolve(config)
+    scorer = Scorer(model, ensure_snapshot(config, model, salt), config, salt)
+    ids = list(dict.fromkeys(options.customer))
+    print(sentences(explain(scorer, ids, options.most), config.currency))
     return 0
 
 
