@@ -19,7 +19,7 @@ LABEL_FEATURES = (
     "orders_total",
     "order_days_total",
     "order_days_365d",
-    "valid_orders_365d",
+    "orders_365d",
     "spend_365d",
     "overdue_ratio",
     "novelty_share_365d",
@@ -76,7 +76,7 @@ def labels(
         "low_responder": response == "low_responder",
         "new_buyer": n == 1,
         "repeat_buyer": n >= 2,
-        "price_sensitive": (f["price_sensitivity_score"] >= 0.6) & (f["valid_orders_365d"] >= 3),
+        "price_sensitive": (f["price_sensitivity_score"] >= 0.6) & (f["orders_365d"] >= 3),
         "novelty_seeker": (f["novelty_share_365d"] >= 0.5) & often,
         "deal_hunter": (f["orders_total"] > 0)
         & (f["full_price_orders_365d"] == 0)

@@ -59,11 +59,11 @@ def category_favourite_orders_365d(c: Facts) -> ir.Value:
     group="category",
     of="features",
     needs=OF_CATEGORY,
-    uses=("category_favourite_orders_365d", "valid_orders_365d"),
+    uses=("category_favourite_orders_365d", "orders_365d"),
     doc="Share of orders that contain the favourite category.",
 )
 def category_favourite_share_365d(f: Facts) -> ir.Value:
-    return f.ratio(f.category_favourite_orders_365d, f.valid_orders_365d)
+    return f.ratio(f.category_favourite_orders_365d, f.orders_365d)
 
 
 @feature(

@@ -9,19 +9,6 @@ from features.registry import feature
 
 
 @feature(
-    "valid_orders_365d",
-    group="rfm",
-    of="orders",
-    dtype="int",
-    none=0,
-    helper=True,
-    doc="Valid orders of age ≤ 365.",
-)
-def valid_orders_365d(o: Facts) -> ir.Value:
-    return o.count(o.valid & o.within(365))
-
-
-@feature(
     "matured_offers_365d",
     group="response",
     of="offers",

@@ -58,7 +58,7 @@ def helpers_of(
         "orders_45d": len(h.within(45)),
         "order_days_45d": len({h.day(o.at) for o in h.within(45)}),
         "spend_45d": spend(h, -9, 45),
-        "valid_orders_365d": len(h.year),
+        "orders_365d": len(h.year),
         "matured_offers_365d": len(matured),
         "responded_offers_365d": sum(_responded(h, offer) for offer in matured),
     }
