@@ -207,7 +207,9 @@ def _explain(config: Config, options: argparse.Namespace) -> int:
     model = resolve(config)
     scorer = Scorer(model, ensure_snapshot(config, model, salt), config, salt)
     ids = list(dict.fromkeys(options.customer))
-    print(sentences(explain(scorer, ids, options.most), config.currency))
+    money = config.outcome.kind in ("profit", "spend")
+    unit = config.currency if money else f"of the outcome ({config.outcome.kind})"
+    print(sentences(explain(scorer, ids, options.most), config.currency, unit))
     return 0
 
 

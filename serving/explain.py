@@ -56,8 +56,8 @@ def explain(scorer: Scorer, ids: Sequence[str], most: int = 5) -> list[Explained
     ]
 
 
-def sentences(found: Sequence[Explained], currency: str) -> str:
-    """What the command prints."""
+def sentences(found: Sequence[Explained], currency: str, unit: str) -> str:
+    """What the command prints; effects are in `unit`."""
     lines = []
     for one in found:
         d = one.decision
@@ -69,9 +69,7 @@ def sentences(found: Sequence[Explained], currency: str) -> str:
             lines.append(f"  expected profit {profit:.2f} {currency}, cost {cost:.2f} {currency}")
         if one.why is None:
             continue
-        lines.append(
-            f"  predicted effect of {one.arm} {one.why.effect:+.4g}, in units of the outcome:"
-        )
+        lines.append(f"  predicted effect of {one.arm} {one.why.effect:+.4g} {unit}:")
         lines.append(f"    {one.why.base:+10.4g}  before anything is known of the customer")
         for name, value, amount in one.why.top:
             shown = "unknown" if value is None else value

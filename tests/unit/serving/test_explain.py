@@ -46,7 +46,7 @@ def test_unknown_customers_have_no_reason_but_their_own(shop: Shop) -> None:
     nobody, none = explain(shop.scorer(), ["nobody", NO_ORDERS])
     assert nobody.why is None
     assert none.why is not None
-    told = sentences([nobody, none], "EUR")
+    told = sentences([nobody, none], "EUR", "EUR")
     assert told.startswith("nobody: no offer (unknown_customer)\n" + NO_ORDERS)
     (alone,) = explain(shop.scorer(), ["nobody"])
     assert alone == nobody
@@ -57,8 +57,9 @@ def test_the_text_holds_every_contribution(shop: Shop) -> None:
     assert found
     for one in found:
         assert one.why is not None
-        told = sentences([one], "EUR")
+        told = sentences([one], "EUR", "orders")
         assert f"offer {one.arm} ({one.decision.reason})" in told
+        assert f"predicted effect of {one.arm} {one.why.effect:+.4g} orders:" in told
         assert f"{one.why.base:+.4g}" in told
         assert len(one.why.top) <= 2
         for name, _, amount in one.why.top:
