@@ -199,7 +199,7 @@ def catalogue(path: Path, parts: dict[str, float] | None = None) -> dict[str, fl
     """Ours: tables read and checked, population values fitted, the catalogue at one moment."""
     from features.build import build_parts
     from features.config import validate
-    from features.frozen import fit_frozen
+    from features.frozen import FrozenValues, fit_frozen
     from features.sources import open_source
     from features.spine import all_customers
 
@@ -214,9 +214,12 @@ def catalogue(path: Path, parts: dict[str, float] | None = None) -> dict[str, fl
     clock = [time.perf_counter()]
     tables = open_source(config).tables()
     clock.append(time.perf_counter())
+    spine = all_customers(tables, AS_OF, config)
+    # The first build of anything works the lines out for all builds from these tables.
+    list(build_parts(tables, spine.iloc[:1], ["orders_total"], config, FrozenValues()))
+    clock.append(time.perf_counter())
     frozen = fit_frozen(tables, AS_OF, config)
     clock.append(time.perf_counter())
-    spine = all_customers(tables, AS_OF, config)
     busy = time.process_time()
     start = time.perf_counter()
     found = dict.fromkeys(SAME, 0.0)
@@ -226,7 +229,8 @@ def catalogue(path: Path, parts: dict[str, float] | None = None) -> dict[str, fl
     if parts is not None:
         parts |= {
             "tables read and checked": clock[1] - clock[0],
-            "population values fitted": clock[2] - clock[1],
+            "lines worked out, once for all builds": clock[2] - clock[1],
+            "population values fitted": clock[3] - clock[2],
             "catalogue": time.perf_counter() - start,
             "catalogue, CPU": time.process_time() - busy,
         }
@@ -295,6 +299,8 @@ def run(options: Options, lines: int | None = None) -> str:
         [f"  before it: {part}", f"{seconds / peer:.1f}", f"{seconds:.2f}", "", ""]
         for part, seconds in ours["parts"].items()
     ]
+    whole = ours["seconds"] + sum(ours["parts"].values())
+    rows.append(["  all of it, from the file", f"{whole / peer:.1f}", f"{whole:.2f}", "", ""])
     computed = int(ours["sums"]["features"])
     return text_table(
         f"Features: {lines:,} order lines of {lines // 20:,} customers, one moment",
