@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,20 @@ def test_with_an_arm_for_good_customers_count_and_not_their_rows() -> None:
     z = [b.z for b in balance(once)]
     assert [b.z for b in balance(four)] == pytest.approx(z)
     assert [b.z for b in balance(four, np.arange(2000))] == pytest.approx(2 * np.array(z))
+
+
+def test_the_sample_ratio_test_is_of_its_size() -> None:
+    """4,000 draws with probabilities that vary by row: 4% to 6% at 5%, and few at one in 1,000."""
+    rng = np.random.default_rng(13)
+    frame = normal_frame(300, 1, rng)
+    e = rng.dirichlet([6, 3, 2], 300)
+    data = experiment(frame, rng, e)
+    p = []
+    for _ in range(4000):
+        arm = (rng.random(300)[:, None] > np.cumsum(e, axis=1)).sum(axis=1)
+        p.append(srm(replace(data, arm=arm.astype(np.int64)))[1])
+    assert 0.04 < np.mean(np.array(p) < 0.05) < 0.06
+    assert np.mean(np.array(p) < 0.001) < 0.003
 
 
 def test_arms_drawn_anew_in_each_wave_or_row_are_draws_of_their_own() -> None:
