@@ -29,6 +29,7 @@ def test_sql_pandas_and_ours_agree(
     assert results["catalogue"]["sums"]["spend_365"] > 0
     assert set(results["catalogue"]["parts"]) == {
         "tables read and checked",
+        "lines worked out, once for all builds",
         "population values fitted",
     }
 
