@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
-from scipy import stats
 from scipy.optimize import minimize_scalar
+from scipy.stats import chi2, norm
 
 from uplift.data import BoolArray, FloatArray, IntArray, TrainingSet
 
@@ -105,7 +105,7 @@ def srm(data: TrainingSet, unit: IntArray | None = None) -> tuple[float, float]:
     d = (treated - e).sum(axis=0)
     v = np.diag(e.sum(axis=0)) - e.T @ e
     statistic = float(d @ np.linalg.pinv(v) @ d)
-    return statistic, float(stats.chi2.sf(statistic, np.linalg.matrix_rank(v)))
+    return statistic, float(chi2.sf(statistic, np.linalg.matrix_rank(v)))
 
 
 def columns(data: TrainingSet) -> Iterator[tuple[str, FloatArray]]:
@@ -173,16 +173,42 @@ def _pair(data: TrainingSet, unit: IntArray, k: int) -> _Pair:
     )
 
 
-def _score(pair: _Pair, x: FloatArray) -> tuple[float, float, FloatArray]:
-    """z, the sum T of the design's score, and the share A (draws,) of each draw in it."""
+@dataclass(frozen=True)
+class _Compared:
+    """The standardised difference (NaN where it has no meaning), z, the design's score T and the
+    share A (draws,) of each draw in it."""
+
+    difference: float
+    z: float
+    total: float
+    shares: FloatArray
+
+
+def _compare(pair: _Pair, x: FloatArray) -> _Compared:
     known = ~np.isnan(x)
-    inverse = np.where(known, 1 / pair.spread, 0.0)
-    filled = np.where(known, x, 0.0)
-    centred = (filled - (inverse @ filled) / max(inverse.sum(), 1e-300)) * inverse
-    shares = pair.sums(centred)
-    total = float(pair.away @ centred)
+    inverse, treated, control = 1 / pair.spread, pair.weight * pair.treated, pair.weight
+    if not known.all():
+        inverse, treated, control = inverse * known, treated * known, control * known
+        x = np.where(known, x, 0.0)
+    control = control - treated
+    centre = float(inverse @ x) / max(float(inverse.sum()), 1e-300)
+    away = x - centre
+    shares = pair.sums(away * inverse)
+    total = float(pair.away @ (away * inverse))
     deviation = math.sqrt(float(pair.spread_of @ shares**2))
-    return (total / deviation if deviation > 0 else 0.0), total, shares
+    means, variances = [], []
+    for weight in (treated, control):
+        sum_of = max(float(weight.sum()), 1e-300)
+        means.append(float(weight @ away) / sum_of)
+        variances.append(float(weight @ away**2) / sum_of - means[-1] ** 2)
+    enough = min(np.count_nonzero(treated), np.count_nonzero(control)) >= 2
+    tiny = 1e-9 * (1 + abs(centre))
+    apart = means[0] - means[1]
+    scale = math.sqrt(max(sum(variances), 0.0) / 2)
+    if scale <= tiny:  # constant on each side, as what only the treated have: the spread of all
+        scale = abs(apart) / 2
+    difference = apart / scale if enough and scale > tiny else math.nan
+    return _Compared(difference, total / deviation if deviation > 0 else 0.0, total, shares)
 
 
 def tail_bound(a: FloatArray, p: FloatArray, total: float) -> float:
@@ -209,24 +235,6 @@ def tail_bound(a: FloatArray, p: FloatArray, total: float) -> float:
     return min(1.0, 2 * math.exp(min(0.0, float(best.fun))))
 
 
-def _difference(pair: _Pair, x: FloatArray) -> float:
-    """The weighted standardised difference; NaN where a side has too few or all are equal."""
-    known = ~np.isnan(x)
-    moments = []
-    for side in (pair.treated, ~pair.treated):
-        w = np.where(known & side, pair.weight, 0.0)
-        total = w.sum()
-        if np.count_nonzero(w) < 2:
-            return math.nan
-        v = np.where(known, x, 0.0)
-        mean = float(w @ v / total)
-        moments.append((mean, float(w @ (v - mean) ** 2 / total)))
-    scale = math.sqrt((moments[0][1] + moments[1][1]) / 2)
-    if scale == 0:  # constant on each side, as what only the treated have: the spread of all
-        scale = abs(moments[0][0] - moments[1][0]) / 2
-    return (moments[0][0] - moments[1][0]) / scale if scale > 0 else math.nan
-
-
 def balance(data: TrainingSet, unit: IntArray | None = None) -> tuple[Balance, ...]:
     """Every column (`columns`) and every arm against control, the surest departures exact."""
     unit = draw_units(data) if unit is None else unit
@@ -237,16 +245,14 @@ def balance(data: TrainingSet, unit: IntArray | None = None) -> tuple[Balance, .
     confirmed = 0
     for name, whole in columns(data):
         for k, pair in enumerate(pairs):
-            x = whole[pair.rows]
-            difference = _difference(pair, x)
-            if not math.isfinite(difference):
+            seen = _compare(pair, whole[pair.rows])
+            if not math.isfinite(seen.difference):
                 continue
-            z, total, shares = _score(pair, x)
-            p = 2 * float(stats.norm.sf(abs(z)))
+            p = 2 * float(norm.sf(abs(seen.z)))
             if p <= suspicious and confirmed < MOST_BOUNDS:
-                p = max(p, tail_bound(shares, pair.e, total))
+                p = max(p, tail_bound(seen.shares, pair.e, seen.total))
                 confirmed += p <= suspicious / 100
-            found.append(Balance(name, data.arms[k], difference, z, p))
+            found.append(Balance(name, data.arms[k], seen.difference, seen.z, p))
     return tuple(found)
 
 
@@ -294,16 +300,17 @@ def placebo(data: TrainingSet, unit: IntArray, before: FloatArray, label: str) -
     for k in range(1, data.n_arms + 1):
         pair = _pair(data, unit, k)
         x = before[pair.rows]
-        z, total, shares = _score(pair, x)
-        p = 2 * float(stats.norm.sf(abs(z)))
+        seen = _compare(pair, x)
+        z = seen.z
+        p = 2 * float(norm.sf(abs(z)))
         if p <= threshold:
-            p = max(p, tail_bound(shares, pair.e, total))
+            p = max(p, tail_bound(seen.shares, pair.e, seen.total))
         # Divided by what the score sums when every x of arm k is 1 more, T is an effect.
         unit_effect = float(np.sum((pair.away / pair.spread)[pair.treated & ~np.isnan(x)]))
         if unit_effect <= 0:
             continue
-        effect = total / unit_effect
-        half = abs(effect / z) * float(stats.norm.isf(threshold / 2)) if z else 0.0
+        effect = seen.total / unit_effect
+        half = abs(effect / z) * float(norm.isf(threshold / 2)) if z else 0.0
         told.append(
             (p, f"{data.arms[k - 1]} {effect:+.3f} [{effect - half:.3f}, {effect + half:.3f}]")
         )
