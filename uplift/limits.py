@@ -30,9 +30,17 @@ _BLOCK = 16_384
 # The cutting planes stop at this relative distance of their bounds, or after so many passes.
 _CLOSE = 1e-10
 _PASSES = 120
+# Of more customers than four times these a sample of these stands for the bend of g.
+_SAMPLED = 4_096
+_SAMPLE_CLOSE = 1e-6
+_CORRECTIONS = 6
 # Customers per limit in the first linear programme; rounds in which others may join it.
 _UNSURE = 16
 _ROUNDS = 12
+# A programme of more customers takes minutes; and how far below the prices one then chooses, so
+# that who is indifferent has an arm, which is taken back where a limit is exceeded.
+_LARGEST = 20_000
+_BELOW = 1e-6
 # A share of a customer nearer than this to 0 or 1 is whole.
 _WHOLE = 1e-7
 
@@ -123,7 +131,7 @@ def allocate_jointly(
     or two limits have one name.
     """
     problem = _problem(reward, limits, min_profit, eligible)
-    plane_prices = _by_planes(problem)
+    plane_prices = _near_prices(problem)
     prices, choice, split = _finish(problem, plane_prices)
     # Any prices give a bound: the better of the two that were found.
     bounds = {tuple(each): problem.best(each)[1] for each in (prices, plane_prices)}
@@ -177,8 +185,32 @@ def _problem(
     )
 
 
-def _by_planes(problem: _Problem) -> FloatArray:
-    """Prices (M,) that nearly minimise g."""
+def _near_prices(problem: _Problem) -> FloatArray:
+    """Prices (M,) that nearly minimise g.
+
+    Of many customers a sample does: what all use at its prices, beside what the sample does, says
+    by how much the sample's limits have to move for its prices to be those of all.
+    """
+    n = len(problem.reward)
+    if n <= 4 * _SAMPLED:
+        return _by_planes(problem, _CLOSE)
+    share = _SAMPLED / n
+    sample = problem.rows(np.random.default_rng(0).integers(0, n, _SAMPLED))
+    shift = np.zeros(len(problem.most))
+    lowest, best_prices = math.inf, shift
+    for _ in range(_CORRECTIONS):
+        sample = sample._replace(most=np.maximum(0.0, problem.most * share - shift))
+        prices = _by_planes(sample, _SAMPLE_CLOSE)
+        choice, height = problem.best(prices)
+        if height >= lowest:
+            break
+        lowest, best_prices = height, prices
+        shift = problem.used(choice) * share - sample.used(sample.best(prices)[0])
+    return best_prices
+
+
+def _by_planes(problem: _Problem, close: float) -> FloatArray:
+    """Prices (M,) at which g is nearer to its minimum than a share `close` of g(0)."""
     m = len(problem.most)
     best_prices = np.zeros(m)
     choice, lowest = problem.best(best_prices)
@@ -208,7 +240,7 @@ def _by_planes(problem: _Problem) -> FloatArray:
             bounds=[(0.0, 1.0)] * m + [(None, None)],
             method="highs",
         )
-        if found.status != 0 or lowest - found.fun * scale <= _CLOSE * scale:
+        if found.status != 0 or lowest - found.fun * scale <= close * scale:
             break
         prices = found.x[:m] * highest
         if turn % 3:  # between the best and the planes' minimum: fewer passes than at the latter
@@ -220,9 +252,10 @@ def _by_planes(problem: _Problem) -> FloatArray:
 
 
 def _finish(problem: _Problem, prices: FloatArray) -> tuple[FloatArray, IntArray, int]:
-    """Optimal prices, whole choices that keep the limits, and how many customers were split.
+    """Optimal prices, whole choices, and how many customers were split.
 
-    Falls back to the prices given when the programme fails or does not settle in a few rounds.
+    Where too many customers are indifferent for a programme, as when all are alike, the prices are
+    those given, and the choices may exceed limits until `_kept` takes the least worthy back.
     """
     n = len(problem.reward)
     choice, _ = problem.best(prices)
@@ -236,6 +269,8 @@ def _finish(problem: _Problem, prices: FloatArray) -> tuple[FloatArray, IntArray
     scale = max(1.0, float(np.max(problem.reward, initial=0.0)))
     for _ in range(_ROUNDS):
         rows = np.flatnonzero(unsure)
+        if len(rows) > _LARGEST:
+            break
         settled = np.where(unsure, 0, choice)
         left = problem.most - problem.used(settled)
         solved = None if (left < 0.0).any() else _programme(problem.rows(rows), left)
@@ -253,13 +288,16 @@ def _finish(problem: _Problem, prices: FloatArray) -> tuple[FloatArray, IntArray
             settled_best[block] = own >= net.max(axis=1) - 1e-13 * scale
         outside = ~settled_best & ~unsure
         if outside.any():
-            unsure |= outside
+            # Those nearest to a change first: from too few customers come prices that are far off.
+            joining = np.flatnonzero(outside)
+            nearest = np.argsort(margin[joining], kind="stable")[: 3 * len(rows)]
+            unsure[joining[nearest]] = True
             continue
         split = (shares > _WHOLE).sum(axis=1) > 1
         chosen = shares.argmax(axis=1)
         settled[rows] = np.where(split, 0, chosen)
         return found, _filled(problem, settled, rows[split]), int(split.sum())
-    return prices, np.zeros(n, dtype=np.int64), 0
+    return prices, problem.best(prices * (1.0 - _BELOW))[0], 0
 
 
 def _programme(problem: _Problem, left: FloatArray) -> tuple[FloatArray, FloatArray] | None:
@@ -272,7 +310,9 @@ def _programme(problem: _Problem, left: FloatArray) -> tuple[FloatArray, FloatAr
         return np.zeros(len(left)), shares
     each = np.arange(len(rows))
     one_arm = csr_array((np.ones(len(rows)), (rows, each)), shape=(n, len(rows)))
-    uses = csr_array(np.array([use[rows, columns] for use in problem.uses]))
+    uses = csr_array(
+        np.array([use[rows, columns] for use in problem.uses]).reshape(len(left), len(rows))
+    )
     found = linprog(
         -problem.reward[rows, columns],
         A_ub=vstack([uses, one_arm], format="csr"),
