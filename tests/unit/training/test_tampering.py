@@ -134,13 +134,9 @@ def test_redemptions_alone_betray_shuffled_arms(
     path.write_text(json.dumps(raw), encoding="utf-8")
     message = stopped(path, capsys)
     assert message.startswith("error: redemptions by arm: ")
-    diagnostics, dataset, _ = found(path, "training.accept_checks=[redemptions by arm]")
-    check = diagnostics.check("redemptions by arm")
-    assert check.outcome == WARN
-    assert "accepted" in check.text
-    assert set(check.culprits) == set(dataset.training.arms)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.05, 0.5])
 def test_the_share_of_wrong_arms_is_what_was_mixed(
     shop: Path, tmp_path: Path, share: float
@@ -156,6 +152,8 @@ def test_the_share_of_wrong_arms_is_what_was_mixed(
     check = diagnostics.check("redemptions by arm")
     told = float(check.text.split("recorded arms of ")[1].split("%")[0]) / 100
     assert told == pytest.approx(share, abs=0.12)
+    assert check.outcome == WARN
+    assert ("accepted" in check.text) == (share == 0.5)
     assert check.number is not None
     assert check.number < told
     assert (check.number > 0.10) == (share == 0.5)
@@ -213,30 +211,68 @@ def test_shares_that_contradict_the_design_are_stopped_by_name(
     assert "save10 0.1750" in shares[1]
 
 
-def test_departures_of_two_waves_do_not_cancel(
-    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def swapped(frame: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-        drop = rng.random(len(frame)) < 0.5
-        first = (frame["campaign_id"] == "wave1") & (frame["arm"] == "gift")
-        second = (frame["campaign_id"] == "wave2") & (frame["arm"] != "gift")
-        return frame[~(drop & (first | second))]
-
-    message = stopped(configured(tmp_path, tampered(tmp_path, shop, swapped)), capsys)
-    assert "sample ratio mismatch" in message
-    assert "in campaign wave" in message
+def judged(folder: Path, frame: pd.DataFrame, **sections: object) -> Diagnostics:
+    """Diagnostics of a wide experiment whose rows are `frame`."""
+    frame.to_parquet(folder / "exposures.parquet")
+    config = wide_config(folder, **sections)
+    tables = open_source(config).tables()
+    return diagnose(build_dataset(tables, config, offers_of(config)), tables, config, len(frame))
 
 
-def test_logged_probabilities_that_are_not_the_designs_are_stopped(
-    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def other(frame: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-        low = frame["arm"] == "control"
-        return frame.assign(assignment_prob=np.where(low, 0.2, frame["assignment_prob"]))
+DESIGN = {"assignment": {"control": 0.4, "c5": 0.3, "tote": 0.3}}
 
-    message = stopped(configured(tmp_path, tampered(tmp_path, shop, other)), capsys)
-    assert message.startswith("error: logged probabilities: ")
-    assert "(control)" in message
+
+def test_departures_of_two_campaigns_do_not_cancel(tmp_path: Path) -> None:
+    folder = random_experiment(tmp_path / "t", 4000)
+    frame = pd.read_parquet(folder / "exposures.parquet")
+    frame["campaign_id"] = np.where(np.arange(4000) < 2000, "jan", "feb")
+    assert judged(folder, frame, experiment=DESIGN).check("sample ratio").outcome == PASS
+    # Every fourth c5 of one campaign was booked as control, and as many the other way round.
+    lost = frame.index[(frame["campaign_id"] == "jan") & (frame["arm"] == "c5")][::4]
+    won = frame.index[(frame["campaign_id"] == "feb") & (frame["arm"] == "control")][: len(lost)]
+    frame.loc[lost, "arm"], frame.loc[won, "arm"] = "control", "c5"
+    with pytest.raises(DataError, match=r"sample ratio: .*mismatch.* in campaign (jan|feb)"):
+        judged(folder, frame, experiment=DESIGN)
+
+
+def test_logged_probabilities_that_are_not_the_designs_are_stopped(tmp_path: Path) -> None:
+    folder = random_experiment(tmp_path / "t", 3000)
+    frame = pd.read_parquet(folder / "exposures.parquet")
+    frame["assignment_prob"] = frame["arm"].map(DESIGN["assignment"])
+    name = "logged probabilities"
+    assert judged(folder, frame, experiment=DESIGN).check(name).outcome == PASS
+    wrong = frame.assign(assignment_prob=frame["assignment_prob"].replace(0.4, 0.2))
+    with pytest.raises(DataError, match=r"logged probabilities: .*\(control\)"):
+        judged(folder, wrong, experiment=DESIGN)
+    # Without a configured design they must still add up: shuffled arms give themselves away.
+    frame["assignment_prob"] = np.where(frame["x0"] > 0, 0.999, 1.0) * frame["assignment_prob"]
+    assert judged(folder, frame).check(name).outcome == PASS
+    mixed = frame.assign(arm=np.random.default_rng(1).permutation(frame["arm"].to_numpy()))
+    with pytest.raises(DataError, match=r"logged probabilities: .*contradicts the draw"):
+        judged(folder, mixed)
+
+
+def test_costs_in_rows_of_control_are_stopped(tmp_path: Path) -> None:
+    folder = random_experiment(tmp_path / "t", 3000)
+    frame = pd.read_parquet(folder / "exposures.parquet")
+    frame["cost"] = np.where(frame["arm"] == "control", 0.0, 0.05)
+    assert judged(folder, frame).check("costs of control").outcome == PASS
+    mixed = frame.assign(arm=np.random.default_rng(1).permutation(frame["arm"].to_numpy()))
+    with pytest.raises(DataError, match=r"costs of control: .*control costs nothing"):
+        judged(folder, mixed)
+
+
+def test_observational_sources_are_warned_about_and_never_stopped(tmp_path: Path) -> None:
+    folder = random_experiment(tmp_path / "t", 3000)
+    frame = pd.read_parquet(folder / "exposures.parquet")
+    targeted = (frame["x1"] > 0.5) & (frame["arm"] == "control")
+    frame = frame[~targeted]
+    diagnostics = judged(folder, frame, experiment={"randomised": False})
+    assert not diagnostics.of(STOP)
+    assert diagnostics.srm_p is None
+    assert diagnostics.check("two-sample classifier").outcome == WARN
+    with pytest.raises(DataError, match=r"balance and .*x1"):
+        judged(folder, frame)
 
 
 def test_a_unit_of_randomisation_that_tears_customers_apart_is_stopped(tmp_path: Path) -> None:
@@ -264,9 +300,9 @@ def test_only_checks_that_stop_can_be_accepted(tmp_path: Path) -> None:
 
 
 def test_clean_experiments_are_not_stopped(tmp_path: Path) -> None:
-    """24 experiments, all checks: nothing stops, and only their size is warned about."""
+    """20 experiments, all checks: nothing stops, and only their size is warned about."""
     design = {"control": 0.4, "c5": 0.3, "tote": 0.3}
-    for seed in range(100, 124):
+    for seed in range(100, 120):
         folder = random_experiment(tmp_path / f"s{seed}", 1200, seed, effect=1.0)
         config = wide_config(folder, experiment={"assignment": design})
         tables = open_source(config).tables()
@@ -283,7 +319,7 @@ def test_clean_experiments_are_not_stopped(tmp_path: Path) -> None:
 
 
 def test_arms_drawn_anew_are_not_stopped(shop: Path, tmp_path: Path) -> None:
-    """The small shop's customers with 25 other draws of the design: real, skewed features."""
+    """The small shop's customers with 15 other draws of the design: real, skewed features."""
     _, dataset, config = found(configured(tmp_path, shop))
     tables = open_source(config).tables()
     mine = {"redemptions by arm", "costs of control", "logged probabilities"}
@@ -291,14 +327,14 @@ def test_arms_drawn_anew_are_not_stopped(shop: Path, tmp_path: Path) -> None:
     config = config.model_copy(update={"training": accepted})
     rng = np.random.default_rng(5)
     p = []
-    for _ in range(25):
+    for _ in range(15):
         drawn = rng.random(len(dataset.training))[:, None]
         arm = (drawn > np.cumsum(dataset.training.assignment, axis=1)).sum(axis=1)
         anew = replace(dataset, training=replace(dataset.training, arm=arm.astype(np.int64)))
         diagnostics = diagnose(anew, tables, config, 1500)
         assert all(diagnostics.check(name).outcome == PASS for name in COMPARED)
         p.append(diagnostics.srm_p)
-    assert 0.3 < float(np.mean(np.array(p, dtype=float))) < 0.7
+    assert 0.2 < float(np.mean(np.array(p, dtype=float))) < 0.8
 
 
 @pytest.mark.slow
