@@ -4,7 +4,7 @@
 
 Contributions are Shapley values of the trees (TreeSHAP; Lundberg, Erion & Lee 2020). An effect
 model is a weighted sum of terms and Shapley values are additive, so those of the effect are the
-weighted sums of the terms'. Two kinds of terms need more:
+weighted sums of the terms'. Two kinds of terms need more, and any other kind counts to the base:
 
 - a probability (a booster of log-odds behind a sigmoid): the contributions to the log-odds share
   the difference of the probability to that of the base in proportion (the rescale rule; Shrikumar,
@@ -135,7 +135,7 @@ class Explainer:
             parts = [(self._prepared(t), float(w[0])) for t, w in inner.terms]
             start = term.model.intercept + term.model.slope * float(inner.constant[0])
             return _Probability(start, [(p, term.model.slope * w) for p, w in parts])
-        raise DesignError(f"no contributions are defined for a term of {type(term).__name__}")
+        return _Opaque(term)
 
 
 def _value(schema: Schema, column: int, value: float) -> float | str | None:
@@ -151,6 +151,16 @@ class _Part:
     def explain(self, X: Float32Array) -> tuple[FloatArray, FloatArray]:
         """(n, d) contributions and (n,) base."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class _Opaque(_Part):
+    """A term of another kind: nobody can say what a feature adds to it, so all of it is base."""
+
+    term: Term
+
+    def explain(self, X: Float32Array) -> tuple[FloatArray, FloatArray]:
+        return np.zeros(X.shape), self.term.value(X, 1)
 
 
 @dataclass(frozen=True)

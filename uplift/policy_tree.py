@@ -25,7 +25,7 @@ from uplift.errors import DesignError
 # Values nearer than this share of all scores are a tie, which the earlier feature wins: sums in
 # another order of the rows must not choose another tree.
 _TIE = 1e-9
-_PRICE_STEPS = 12
+_PRICE_STEPS, _PRICE_WIDTH = 16, 0.01
 _DIGITS = 3
 
 
@@ -175,6 +175,8 @@ def fit_policy_tree(
         low, high = high, 2 * high
         best, fits = grown(high)
     for _ in range(_PRICE_STEPS):
+        if high - low <= _PRICE_WIDTH * high:
+            break
         middle = (low + high) / 2
         tree, fits = grown(middle)
         if fits:
@@ -255,8 +257,8 @@ def _short(value: float) -> float:
 class _Search:
     """Sums over the cells of each pair of features, of which every tree is read.
 
-    sums (F, F, B, B, 2 K + 1): [f, g, b, c] over the rows in bin b of f and bin c of g, of K rewards,
-    K costs and what rows count.
+    sums (F, F, B, B, 2 K + 1): [f, g, b, c] over the rows in bin b of f and bin c of g: K
+    rewards, K costs and what the rows count.
     """
 
     def __init__(self, bins: _Bins, weights: FloatArray, depth: int, min_leaf: float) -> None:

@@ -27,6 +27,7 @@ from tests.contracts.learner_cases import (
 )
 from tests.truth.worlds import draw_arms, problem_of, training_set
 from uplift.boosting import CrossFit
+from uplift.contributions import Explainer
 from uplift.effects import EffectModel
 from uplift.errors import DesignError
 from uplift.learners import LEARNERS, causalml_forest, make_learner
@@ -116,6 +117,23 @@ def test_saved_and_loaded_predicts_the_same_bits(name: str, outcome: str, tmp_pa
     loaded = EffectModel.from_files(spec, read)
     assert np.array_equal(loaded.predict(X, 1), model.predict(X, 1))
     assert loaded.to_files("effects") == (spec, files)
+
+
+@every_learner
+@every_outcome
+def test_its_effects_are_explained(name: str, outcome: str) -> None:
+    """Contributions add up to the effect; the first arm's depends on c alone, the second's on d."""
+    learns(name, outcome)
+    model = fitted(name, outcome).model
+    X = fresh(outcome)
+    effects = model.predict(X, threads=1)
+    explainer = Explainer(model, experiment(outcome).X)
+    for k, feature in ((1, 2), (2, 3)):
+        values, base = explainer.contributions(X, np.full(len(X), k))
+        assert values.sum(axis=1) + base == pytest.approx(effects[:, k - 1], abs=1e-6)
+        # by its definition the proportional learner looks at the baseline, which a decides
+        if name != "proportional":
+            assert np.abs(values).mean(axis=0).argmax() == feature
 
 
 @every_outcome

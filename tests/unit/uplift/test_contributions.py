@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,6 +121,32 @@ def test_a_forest_credits_the_features_of_the_path() -> None:
     assert values.sum(axis=1) + base == pytest.approx(model.predict(X)[:, 0])
     with pytest.raises(DesignError, match="background rows"):
         Explainer(model)
+
+
+@dataclass(frozen=True)
+class First:
+    """A term of no known kind: the first feature."""
+
+    def value(self, X: Float32Array, threads: int = 0) -> FloatArray:
+        return X[:, 0].astype(np.float64)
+
+    def files(self) -> tuple[str, bytes]:
+        return "txt", b""
+
+    def spec(self) -> dict[str, Any]:
+        return {"type": "first"}
+
+
+def test_a_term_of_another_kind_counts_to_the_base() -> None:
+    term, X = boosted(4)
+    model = EffectModel(np.ones(1), ((First(), np.full(1, 3.0)), (term, np.ones(1))))
+    plain = EffectModel(np.ones(1), ((term, np.ones(1)),))
+    arm = np.ones(len(X), dtype=int)
+    values, base = Explainer(model).contributions(X, arm)
+    known, start = Explainer(plain).contributions(X, arm)
+    assert np.array_equal(values, known)
+    assert base == pytest.approx(start + 3.0 * X[:, 0].astype(float))
+    assert values.sum(axis=1) + base == pytest.approx(model.predict(X)[:, 0], abs=1e-6)
 
 
 def test_many_threads_may_explain_while_others_score(
