@@ -13,7 +13,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -21,12 +21,14 @@ import numpy.typing as npt
 
 from benchmarks.report import Options, apart, peak_memory, progress, text_table
 from uplift.allocation import Allocation, Chunk, allocate, allocate_stream
+from uplift.limits import Limit, allocate_jointly
 
 FloatArray = npt.NDArray[np.float64]
 Result = TypeVar("Result")
 ARMS = 5
 CUSTOMERS = 1_000_000
 LP_CUSTOMERS = 20_000
+JOINT_LP_CUSTOMERS = 5_000
 STREAMED = 10_000_000
 CHUNK = 250_000
 PASSES = 40
@@ -70,7 +72,20 @@ def bisect(reward: FloatArray, cost: FloatArray, budget: float) -> tuple[float, 
     return at(high)
 
 
-def relaxation(reward: FloatArray, cost: FloatArray, budget: float) -> float:
+def limits_of(cost: FloatArray, budget: float, rng: np.random.Generator) -> list[Limit]:
+    """The budget, the stock of two coupons and the sends by one channel; all of them bind."""
+    n, arms = cost.shape
+    by_sms = (rng.random((n, 1)) < 0.5).astype(np.float64)
+    first, second = np.eye(arms)[:2]
+    return [
+        Limit("budget", cost, budget),
+        Limit("stock 1", first, float(n // 50)),
+        Limit("stock 2", second, float(n // 20)),
+        Limit("sms", by_sms, float(n // 20)),
+    ]
+
+
+def relaxation(reward: FloatArray, limits: Sequence[Limit]) -> float:
     """Optimum of the linear relaxation by HiGHS."""
     from scipy.optimize import linprog
     from scipy.sparse import csr_array, vstack
@@ -80,9 +95,13 @@ def relaxation(reward: FloatArray, cost: FloatArray, budget: float) -> float:
         (np.ones(n * arms), np.arange(n * arms), np.arange(0, n * arms + 1, arms)),
         shape=(n, n * arms),
     )
-    constraints = vstack([one_each, csr_array(cost.reshape(1, -1))], format="csr")
-    limits = np.append(np.ones(n), budget)
-    found = linprog(-reward.ravel(), A_ub=constraints, b_ub=limits, method="highs")
+    uses = csr_array(np.stack([np.broadcast_to(x.uses, reward.shape).ravel() for x in limits]))
+    found = linprog(
+        -reward.ravel(),
+        A_ub=vstack([one_each, uses], format="csr"),
+        b_ub=np.append(np.ones(n), [limit.most for limit in limits]),
+        method="highs",
+    )
     if found.status != 0:
         raise RuntimeError(f"HiGHS: {found.message}")
     return -float(found.fun)
@@ -161,7 +180,7 @@ def run(
     progress(f"allocation: {lp_customers:,} customers beside HiGHS")
     reward, cost, budget = instance(lp_customers, ARMS, rng)
     ours_spent, ours = timed(lambda: allocate(reward, cost, budget=budget), 3)
-    spent, optimum = timed(lambda: relaxation(reward, cost, budget), 1)
+    spent, optimum = timed(lambda: relaxation(reward, [Limit("budget", cost, budget)]), 1)
     check(ours, budget, optimum, optimum)
     if not math.isclose(ours.upper_bound, optimum, rel_tol=CLOSE):
         raise AssertionError(f"bound {ours.upper_bound}, HiGHS {optimum}")
@@ -188,6 +207,10 @@ def run(
     rows.append(
         _row("allocate_stream", streamed, None, spent, far["value"], far["spend"], far["gap"])
     )
+    rows.append(None)
+    for n in (min(lp_customers, JOINT_LP_CUSTOMERS), customers):
+        progress(f"allocation: {n:,} customers under four limits")
+        rows += _jointly(n, rng, beside=n < customers)
     growth = (far["cpu"] / streamed) / (ours_spent.cpu / customers)
     return text_table(
         f"Allocation: {ARMS} coupons, a quarter of full spend",
@@ -204,6 +227,26 @@ def run(
             f"of {customers:,} in memory), peak memory {far['peak'] / 2**30:.2f} GiB.",
         ),
     )
+
+
+def _jointly(n: int, rng: np.random.Generator, *, beside: bool) -> list[list[str] | None]:
+    """Rows of a problem with four limits; beside HiGHS or alone."""
+    reward, cost, budget = instance(n, ARMS, rng)
+    kept = limits_of(cost, budget, rng)
+    ours, found = timed(lambda: allocate_jointly(reward, kept), 1)
+    over = [limit.name for limit in kept if found.used[limit.name] > limit.most]
+    if over:
+        raise AssertionError(f"limits exceeded: {', '.join(over)}")
+    spend, gap = found.used["budget"], found.gap
+    rows: list[list[str] | None] = [
+        _row("allocate_jointly, 4 limits", n, ours, ours, found.value, spend, gap)
+    ]
+    if beside:
+        spent, optimum = timed(lambda: relaxation(reward, kept), 1)
+        if not math.isclose(found.upper_bound, optimum, rel_tol=CLOSE):
+            raise AssertionError(f"bound {found.upper_bound}, HiGHS {optimum}")
+        rows.append(_row("scipy HiGHS, 4 limits", n, ours, spent, optimum))
+    return rows
 
 
 def _ours(customers: int, spent: Timed, found: Allocation) -> list[str]:

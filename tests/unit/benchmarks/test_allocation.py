@@ -10,6 +10,7 @@ import pytest
 from benchmarks.allocation import ARMS, bisect, check, instance, relaxation, run, stream
 from benchmarks.report import WIDTH, Options
 from uplift.allocation import allocate
+from uplift.limits import Limit
 
 
 def test_bisection_and_linear_programme_agree_with_ours() -> None:
@@ -18,7 +19,9 @@ def test_bisection_and_linear_programme_agree_with_ours() -> None:
     value, spend, bound = bisect(reward, cost, budget)
     assert spend <= budget
     assert bound == pytest.approx(ours.upper_bound, rel=1e-9)
-    assert relaxation(reward, cost, budget) == pytest.approx(ours.upper_bound, rel=1e-9)
+    assert relaxation(reward, [Limit("budget", cost, budget)]) == pytest.approx(
+        ours.upper_bound, rel=1e-9
+    )
     check(ours, budget, value, bound)
 
 
@@ -45,6 +48,7 @@ def test_table_of_a_small_run() -> None:
     assert "HiGHS" in text
     assert "numpy bisection" in text
     assert "peak memory 0." in text
+    assert "4 limits" in text
 
 
 def test_the_streamed_campaign_is_the_sum_of_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
