@@ -208,7 +208,9 @@ def _sample_ratio(
     shares = np.bincount(data.arm[rows], minlength=data.n_arms + 1) / rows.sum()
     told = f"p = {tests[where]:.2g}" + (f" in campaign {where}" if where else "")
     if tests[where] >= threshold:
-        return Check(name, PASS, tests[where], threshold, told)
+        several = f", the least of {len(names)} campaigns" if where else ""
+        text = f"p = {p:.2g}" + (f" ({tests[where]:.2g} in {where}{several})" if where else "")
+        return Check(name, PASS, tests[where], threshold, text)
     design = data.assignment[rows].mean(axis=0)
     text = (
         f"sample ratio mismatch: arms {_named(data, shares)}, by the design "
@@ -315,6 +317,9 @@ def _size(data: TrainingSet, config: Config, population: int) -> Check:
     needs the fewest counts.
     """
     name = "size"
+    budget = config.policy.budget
+    if budget is None:
+        return Check(name, NOT_RUN, None, None, "no budget is set that would have to earn itself")
     needed: dict[str, float] = {}
     control = data.reward[data.arm == 0]
     for k, arm in enumerate(data.arms, start=1):
@@ -322,8 +327,7 @@ def _size(data: TrainingSet, config: Config, population: int) -> Check:
         cost = float(data.cost[rows].mean())
         if rows.sum() < 2 or len(control) < 2 or cost <= 0:
             continue
-        budget = config.policy.budget
-        reached = 1.0 if budget is None else min(1.0, budget / max(1, population) / cost)
+        reached = min(1.0, budget / max(1, population) / cost)
         deviations = float(data.reward[rows].std()), float(control.std())
         shares = float(rows.mean()), len(control) / len(data)
         if reached <= 0 or max(deviations) == 0:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from features.config import Config, load_config
 from features.errors import ConfigError, DataError
@@ -289,6 +290,26 @@ def test_a_unit_of_randomisation_that_tears_customers_apart_is_stopped(tmp_path:
         diagnose(dataset, tables, config, 1000)
 
 
+def test_the_customers_that_would_do_are_those_of_the_formula(tmp_path: Path) -> None:
+    folder = random_experiment(tmp_path / "t", 4000)
+    frame = pd.read_parquet(folder / "exposures.parquet")
+    frame["cost"] = np.where(frame["arm"] == "control", 0.0, np.where(frame["arm"] == "c5", 2, 0.5))
+    check = judged(folder, frame, policy={"budget": 2000.0}).check("size")
+    needed = {}
+    for arm, cost in (("c5", 2.0), ("tote", 0.5)):
+        one, none = frame[frame["arm"] == arm], frame[frame["arm"] == "control"]
+        spread = one["gain"].var() / (len(one) / 4000) + none["gain"].var() / (len(none) / 4000)
+        reached = min(1.0, 2000 / 4000 / cost)
+        z = stats.norm.isf(0.05) + stats.norm.ppf(0.8)
+        needed[arm] = z**2 * spread / cost**2 / reached / 0.3
+    assert needed["c5"] < needed["tote"]
+    assert check.threshold == pytest.approx(needed["c5"], rel=0.03)  # whole customers
+    assert check.outcome == PASS
+    assert "spent on c5" in check.text
+    tenth = frame.iloc[:100]
+    assert judged(folder, tenth, policy={"budget": 50.0}).check("size").outcome == WARN
+
+
 def test_only_checks_that_stop_can_be_accepted(tmp_path: Path) -> None:
     folder = random_experiment(tmp_path / "t", 500)
     settings = {"learners": ["t"], "threads": 1, "accept_checks": ["overlap"]}
@@ -300,7 +321,7 @@ def test_only_checks_that_stop_can_be_accepted(tmp_path: Path) -> None:
 
 
 def test_clean_experiments_are_not_stopped(tmp_path: Path) -> None:
-    """20 experiments, all checks: nothing stops, and only their size is warned about."""
+    """20 experiments, all checks: nothing stops and nothing is warned about."""
     design = {"control": 0.4, "c5": 0.3, "tote": 0.3}
     for seed in range(100, 120):
         folder = random_experiment(tmp_path / f"s{seed}", 1200, seed, effect=1.0)
@@ -309,12 +330,13 @@ def test_clean_experiments_are_not_stopped(tmp_path: Path) -> None:
         dataset = build_dataset(tables, config, offers_of(config))
         diagnostics = diagnose(dataset, tables, config, 1200)
         assert not diagnostics.of(STOP)
-        assert {c.name for c in diagnostics.of(WARN)} <= {"size"}
+        assert not diagnostics.of(WARN)
         assert {c.name for c in diagnostics.of(NOT_RUN)} == {
             "placebo",
             "redemptions by arm",
             "costs of control",
             "logged probabilities",
+            "size",
         }
 
 
