@@ -153,7 +153,8 @@ def test_the_share_of_wrong_arms_is_what_was_mixed(
     check = diagnostics.check("redemptions by arm")
     told = float(check.text.split("recorded arms of ")[1].split("%")[0]) / 100
     assert told == pytest.approx(share, abs=0.12)
-    assert check.outcome == WARN
+    # Of about 120 redemptions 5% are too few to be sure of more than the threshold.
+    assert check.outcome == (WARN if share == 0.5 else PASS)
     assert ("accepted" in check.text) == (share == 0.5)
     assert check.number is not None
     assert check.number < told
