@@ -93,7 +93,7 @@ def unreadable(origin: str, error: Exception) -> DataError:
     if isinstance(error, duckdb.OutOfMemoryException):
         return DataError(
             origin,
-            expected="tables that fit into memory_gb, or room on the disk below data/spill",
+            expected="tables that fit into memory_gb, or room for temporary files",
             found=reason,
             remedy="Raise memory_gb, or make room on the disk.",
         )

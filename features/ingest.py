@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import tempfile
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -22,19 +21,15 @@ from features.parsing import literal
 from features.problems import Problems, fail
 from features.tables import Tables
 
-SPILL = Path("data/spill")
-
 
 def connect(config: Config) -> Any:
     """A DuckDB backend of Ibis whose zone is UTC; `.con` is DuckDB's connection.
 
-    What does not fit into `memory_gb` lies in a folder of its own below data/spill, which DuckDB
-    makes when it needs it and removes.
+    What does not fit into `memory_gb` lies in a folder of its own where temporary files go (TMPDIR
+    names another place), which DuckDB makes when it needs it and removes.
     """
     backend = ibis.duckdb.connect()
-    folder = SPILL / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    with contextlib.suppress(OSError):  # where nothing can be written, memory has to do
-        SPILL.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.gettempdir(), f"persuadables-{uuid.uuid4().hex}")
     backend.con.execute("SET TimeZone = 'UTC'")
     backend.con.execute(f"SET memory_limit = '{config.memory_gb * 1000:.0f}MB'")
     backend.con.execute(f"SET temp_directory = {literal(str(folder))}")

@@ -48,7 +48,7 @@ from tests.unit.features.random_shop import (
 
 FROZEN = FrozenValues("test", median_gap_days=21.5, response_rate=0.125)
 CASES = [(1, "UTC"), (2, "Europe/Berlin"), (3, "America/New_York")]
-WINDOW = ["orders_45d", "order_days_45d", "spend_45d"]
+WINDOW = ["orders_45d", "orders_365d", "order_days_45d", "spend_45d"]
 NAMES = [*CATALOGUE, *HELPERS, *WINDOW]
 TIMES = {"transactions": "transacted_at", "exposures": "assigned_at", "events": "occurred_at"}
 # Features of the moment alone: a customer without history has them too.
