@@ -19,7 +19,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import lightgbm as lgb
 import numpy as np
@@ -145,12 +145,12 @@ def _value(schema: Schema, column: int, value: float) -> float | str | None:
     return schema.levels[name][int(value)] if name in schema.levels else float(f"{value:.7g}")
 
 
-class _Part:
+class _Part(Protocol):
     """A term's contributions."""
 
     def explain(self, X: Float32Array) -> tuple[FloatArray, FloatArray]:
         """(n, d) contributions and (n,) base."""
-        raise NotImplementedError
+        ...
 
 
 @dataclass(frozen=True)

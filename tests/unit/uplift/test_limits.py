@@ -105,7 +105,10 @@ def test_a_sample_stands_for_many_customers(seed: int, monkeypatch: pytest.Monke
     monkeypatch.setattr(limits, "_SAMPLED", 30)
     monkeypatch.setattr(limits, "_UNSURE", 2)
     reward, kept, allowed = campaign(seed, most=400)
-    check(allocate_jointly(reward, kept, eligible=allowed), reward, kept, allowed)
+    found = allocate_jointly(reward, kept, eligible=allowed)
+    check(found, reward, kept, allowed)
+    assert all(found.used[limit.name] <= limit.most for limit in kept)
+    assert found.value <= lp_optimum(reward, kept, allowed) + 1e-9
 
 
 @pytest.mark.parametrize("seed", range(40))

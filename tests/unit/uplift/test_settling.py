@@ -66,7 +66,9 @@ def test_settling_first_changes_nothing(
             patched.setattr(hull, "_STAND_OFF", stand_off)
             patched.setattr("uplift.settling._APART", 1)
             patched.setattr("uplift.settling._BLOCK", 128)
-            same(allocate(reward, cost, **more), plain)
+            settled = allocate(reward, cost, **more)
+        same(settled, plain)
+        assert np.array_equal(settled.choice, plain.choice)
 
 
 def test_a_large_campaign_is_settled_and_equals_its_walk(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +173,9 @@ def test_a_stream_of_chunks_gives_what_one_table_gives(
         chunks = chunked(reward, cost, more, size)
         limits = {"budget": more["budget"], "min_profit": more["min_profit"]}
         plain = allocate(reward, cost, **more)
-        same(allocate_stream(lambda chunks=chunks: chunks, **limits), plain)
+        streamed = allocate_stream(lambda chunks=chunks: chunks, **limits)
+        same(streamed, plain)
+        assert np.array_equal(streamed.choice, plain.choice)
         with monkeypatch.context() as patched:
             patched.setattr(hull, "_STAND_OFF", (0.5, 1.0))
             patched.setattr("uplift.settling._APART", 1)
