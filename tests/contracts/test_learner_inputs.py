@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -19,19 +18,10 @@ from tests.contracts.learner_cases import (
 )
 from tests.truth.worlds import draw_arms, problem_of, training_set
 from uplift.errors import DesignError
-from uplift.learners import LEARNERS, causalml_forest, make_learner
+from uplift.learners import LEARNERS, make_learner
 from uplift.nuisances import Problem, prepare
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _small_forests() -> Iterator[None]:
-    """causalml's forests with fewer trees: the contract is the same, the time is not."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(causalml_forest, "TREES", 8)
-    yield
-    patch.undo()
-    for cache in (problem, fitted):
-        cache.cache_clear()
+pytestmark = pytest.mark.usefixtures("small_forests")
 
 
 @every_learner

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,16 +34,7 @@ from uplift.learners import base as base_module
 from uplift.learners import x as x_module
 from uplift.nuisances import doubly_robust, realised
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _small_forests() -> Iterator[None]:
-    """causalml's forests with fewer trees: the contract is the same, the time is not."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(causalml_forest, "TREES", 8)
-    yield
-    patch.undo()
-    for cache in (problem, fitted):
-        cache.cache_clear()
+pytestmark = pytest.mark.usefixtures("small_forests")
 
 
 @every_learner
