@@ -120,6 +120,12 @@ class SourceConfig(Section):
     )
     customers: int = Field(100_000, ge=100, description="simulated: number of customers")
     seed: int = Field(7, ge=0, description="simulated: seed of the shop")
+    world: int = Field(
+        0,
+        ge=0,
+        description="simulated: 0, the shop of docs/simulated-shop.md; every other number is a "
+        "shop with parameters drawn blindly around it",
+    )
 
     @model_validator(mode="after")
     def _files_alone_grow(self) -> SourceConfig:

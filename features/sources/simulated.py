@@ -36,6 +36,7 @@ from features.sources.shop_history import (
     simulate,
     start_of,
 )
+from features.sources.shop_variants import numbered_world
 from features.sources.shop_world import Floats, Ints, Truth, World
 from features.tables import Tables
 
@@ -76,11 +77,12 @@ class SimulatedSource:
         Raises ConfigError when an offer has the name of one of the shop's coupons and is another.
         """
         config = self.config
-        _check_offers(config, World())
+        world = numbered_world(config.source.world)
+        _check_offers(config, world)
         folder = shop_folder(config)
         if not _complete(folder):
             LOG.info("making the simulated shop of %d customers", config.source.customers)
-            make_shop(folder, config.source.customers, config.source.seed)
+            make_shop(folder, config.source.customers, config.source.seed, world)
         there = config.source.model_copy(update={"path": str(folder / "tables")})
         files = FilesSource(config.model_copy(update={"source": there}))
         tables = files.tables(problems)
@@ -89,7 +91,8 @@ class SimulatedSource:
 
 def shop_folder(config: Config) -> Path:
     """Where the shop of this configuration is kept, below the working directory."""
-    digest = shop_digest(World(), config.source.customers, config.source.seed)
+    world = numbered_world(config.source.world)
+    digest = shop_digest(world, config.source.customers, config.source.seed)
     return Path("data") / "simulated" / digest
 
 

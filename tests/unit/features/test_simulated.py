@@ -19,6 +19,7 @@ from features.config import Config, load_config, validate
 from features.errors import ConfigError
 from features.sources import open_source
 from features.sources import simulated as source
+from features.sources.shop_variants import numbered_world
 from features.sources.shop_world import Coupon, World, expected, face_cost, respond
 from features.sources.simulated import make_shop, shop_digest, shop_folder, shop_tables
 
@@ -364,3 +365,34 @@ def test_the_document_names_every_parameter() -> None:
         numbers = (coupon.gain_base, coupon.gain_match, coupon.stretch, coupon.annoyance)
         row = " | ".join(f"{x:g}" if x == 0 else f"{x:.2f}" for x in numbers[:3])
         assert f"| {coupon.coupon_id} | {coupon.kind} | {row} | {numbers[3]} |" in text
+
+
+def test_world_zero_is_the_shop_and_other_worlds_are_themselves() -> None:
+    assert numbered_world(0) == WORLD
+    assert numbered_world(3) == numbered_world(3)
+    assert len({numbered_world(number).interval_log_mean for number in range(20)}) == 20
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_truth_of_a_drawn_world_is_what_happens(number: int) -> None:
+    frame = observed(shop_tables(10_000, 5, numbered_world(number)))
+    for measure in MEASURES:
+        for arm in ["control", *ARMS]:
+            rows = frame[frame["arm"] == arm]
+            gap = rows[measure] - true_value(rows, measure, arm)
+            assert abs(gap.mean()) <= 4 * gap.std() / np.sqrt(len(gap)), (measure, arm)
+
+
+def test_no_drawn_world_leaves_the_chances() -> None:
+    for number in range(1, 101):
+        world = numbered_world(number)
+        redeem = world.redeem_base + world.redeem_deal
+        harm = world.annoyed_always + world.annoyed_recent
+        assert 0 < redeem <= 0.95
+        assert 0 < harm <= 0.95
+        assert max(coupon.annoyance for coupon in world.coupons) <= 1
+        assert max(world.deal_hunters, world.broad_tastes, world.weekenders) < 1
+
+
+def test_a_world_has_a_folder_of_its_own() -> None:
+    assert shop_folder(small(world=1)) != shop_folder(small(world=0))
