@@ -16,71 +16,23 @@ from zoneinfo import ZoneInfo, available_timezones
 
 import yaml
 from pydantic import (
-    AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
     model_validator,
 )
 
+from features.config_base import CONTROL as CONTROL
+from features.config_base import ID_PATTERN as ID_PATTERN
+from features.config_base import TIERS as TIERS
+from features.config_base import Constant, Moment, Section, Share, later, utc
+from features.config_base import Id as Id
+from features.config_decisions import ContactConfig as ContactConfig
+from features.config_decisions import OfferConfig as OfferConfig
+from features.config_decisions import PolicyConfig as PolicyConfig
+from features.config_decisions import TriggerConfig as TriggerConfig
 from features.errors import ConfigError
-
-ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}"
-CONTROL = "control"
-TIERS = ("prospect", "lost", "sleeping", "champion", "new", "potential", "regular")
-
-
-def _id(value: str) -> str:
-    if not re.fullmatch(ID_PATTERN, value):
-        raise ValueError(f"an id that matches {ID_PATTERN}")
-    return value
-
-
-def _utc(value: object) -> object:
-    """Read a time as UTC; a time without a zone is UTC."""
-    if isinstance(value, str) and value != "now":
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError as error:
-            raise ValueError("an ISO 8601 time, for example 2026-01-01T00:00:00Z") from error
-    if isinstance(value, date) and not isinstance(value, datetime):
-        value = datetime(value.year, value.month, value.day)
-    if isinstance(value, datetime):
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-    if value is None or value == "now":
-        return value
-    raise ValueError("an ISO 8601 time, for example 2026-01-01T00:00:00Z")
-
-
-def _window(value: object) -> object:
-    if isinstance(value, dict):
-        for key in value:
-            if not re.fullmatch(r"[1-9][0-9]*d", str(key)):
-                raise ValueError("windows written in days, for example {7d: 2, 28d: 4}")
-    return value
-
-
-def _constant(value: object) -> object:
-    """YAML reads 2026-01-01 as a date and 7 as a number; a constant is their text."""
-    if isinstance(value, date):
-        return value.isoformat()
-    return str(value) if isinstance(value, int | float) else value
-
-
-Id = Annotated[str, AfterValidator(_id)]
-Moment = Annotated[Literal["now"] | datetime, BeforeValidator(_utc)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Constant = Annotated[str, BeforeValidator(_constant)]
-Windows = Annotated[dict[str, int], BeforeValidator(_window)]
-
-
-class Section(BaseModel):
-    """A part of the configuration; an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SourceConfig(Section):
@@ -113,7 +65,7 @@ class SourceConfig(Section):
         description="the moment of scoring; a fixed time switches age checks off and is shown as "
         "degraded",
     )
-    complete_until: Annotated[datetime | None, BeforeValidator(_utc)] = Field(
+    complete_until: Annotated[datetime | None, BeforeValidator(utc)] = Field(
         None,
         description="end of complete data; null: the end of the local day of the newest "
         "transaction or event",
@@ -273,47 +225,6 @@ class ExperimentConfig(Section):
     )
 
 
-class OfferConfig(Section):
-    coupon_id: Id = Field(description="name of the arm")
-    kind: str = Field(description="a coupon kind of docs/coupons.md, or message")
-    params: dict[str, Any] = Field(default_factory=dict, description="parameters of the kind")
-    contact_cost: float = Field(0.0, ge=0, description="currency per contact")
-    active: bool = Field(
-        True, description="false: a retired coupon, known to training, out of decisions"
-    )
-    tags: list[str] = Field(default_factory=list, description="free labels for rules and reports")
-    valid_days: int = Field(14, ge=1, description="days the coupon is valid after assignment")
-
-    @field_validator("coupon_id")
-    @classmethod
-    def _not_control(cls, value: str) -> str:
-        if value == CONTROL:
-            raise ValueError("a coupon id other than control, which means no coupon")
-        return value
-
-
-class PolicyConfig(Section):
-    budget: float | None = Field(
-        None, ge=0, description="currency of expected cost; null: no limit"
-    )
-    min_incremental_profit: float = Field(
-        0.0, description="an arm expected to bring less is not offered"
-    )
-    holdout_share: Share = Field(0.05, description="share held out per campaign")
-    exploration_share: Share = Field(0.05, description="share that draws its arm at random")
-    global_holdout_share: Share = Field(0.0, description="share held out of every campaign")
-
-
-class ContactConfig(Section):
-    assume_consent: bool = Field(
-        False, description="true: no consent table, the user vouches for consent (logged)"
-    )
-    overall: Windows = Field(
-        default_factory=lambda: {"7d": 2, "28d": 4},
-        description="offers a customer may receive in rolling days",
-    )
-
-
 class TrainingConfig(Section):
     learners: list[str] = Field(
         default_factory=lambda: ["s", "t", "x", "r", "dr", "causalml_forest"],
@@ -375,6 +286,11 @@ class Config(Section):
     offers: list[OfferConfig] = Field(default_factory=list, description="the arms besides control")
     policy: PolicyConfig = PolicyConfig()
     contact: ContactConfig = ContactConfig()
+    triggers: list[Id | TriggerConfig] = later(
+        [],
+        description="rules that edit the candidate arms; a name is a shipped rule of "
+        "docs/contact.md",
+    )
     training: TrainingConfig = TrainingConfig()
     serving: ServingConfig = ServingConfig()
 
@@ -412,7 +328,7 @@ class Config(Section):
 def parse_time(text: str, where: str) -> datetime:
     """A UTC time from the command line."""
     try:
-        return _utc(text)  # type: ignore[return-value]
+        return utc(text)  # type: ignore[return-value]
     except ValueError as error:
         raise ConfigError(
             where, expected=str(error), found=repr(text), remedy="Write it as ISO 8601."
