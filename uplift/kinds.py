@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
@@ -60,7 +61,7 @@ class Param:
 
     name: str
     type: str
-    """number, integer, boolean, text, list or mapping."""
+    """number, integer, boolean, text, list, mapping or time."""
     meaning: str
     default: Any = _REQUIRED
     above: float | None = None
@@ -102,6 +103,8 @@ class Param:
         if self.type == "list":
             texts = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
             return texts and (len(value) > 0 or not self.required)
+        if self.type == "time":
+            return isinstance(value, datetime) or (isinstance(value, str) and _is_time(value))
         expected = {"boolean": bool, "text": str, "mapping": Mapping}[self.type]
         return isinstance(value, expected) and (not self.choices or value in self.choices)
 
@@ -111,7 +114,17 @@ class Param:
             return None
         if self.type == "list":
             return tuple(value)
+        if self.type == "time" and isinstance(value, str):
+            return datetime.fromisoformat(value)
         return {"number": float, "integer": int}.get(self.type, lambda same: same)(value)
+
+
+def _is_time(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
