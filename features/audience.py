@@ -95,6 +95,7 @@ def audience(
     as_of: datetime,
     config: Config,
     frozen: FrozenValues,
+    churn: npt.NDArray[np.float64] | None = None,
     *,
     where: str = "filter",
 ) -> Audience:
@@ -106,6 +107,7 @@ def audience(
         as_of: the moment; without a zone it is UTC.
         config: time zone, offers, named audiences, segments.
         frozen: population values, fitted earlier.
+        churn: as for `matches`, a row per customer of `all_customers`.
         where: place of the filter, for messages.
 
     Raises:
@@ -114,7 +116,7 @@ def audience(
     """
     node = check_filter(filter_, config, tables, where=where)
     spine = all_customers(tables, as_of, config)
-    found = match(tables, spine, {"filter": node}, config, frozen)
+    found = match(tables, spine, {"filter": node}, config, frozen, churn)
     met = found.met["filter"].to_numpy()
     ids = tuple(sorted(spine["customer_id"][met]))
     return Audience(

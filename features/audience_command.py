@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from features.audience import Audience, audience, check_filter, steps, tier_counts
 from features.audience_facts import match
 from features.audience_store import Named, check_save, find_audience, save_audience
+from features.churn import add_churn_argument, read_churn
 from features.config import Config, parse_time, read_yaml
 from features.errors import ConfigError
 from features.frozen import fit_frozen
@@ -28,6 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     which.add_argument("--filter", metavar="FILE", help="a filter in YAML or JSON")
     parser.add_argument("--as-of", help="moment, ISO 8601, UTC; default: source.as_of")
     parser.add_argument("--out", metavar="FILE", help="write the ids as .parquet or .csv")
+    add_churn_argument(parser)
     parser.add_argument("--save", metavar="NAME", help="save the filter under this name")
     parser.add_argument(
         "--preview", action="store_true", help="count every condition; write and save nothing"
@@ -64,10 +66,13 @@ def run(config: Config, args: Namespace) -> int:
 
     tables = open_source(config).tables()
     frozen = fit_frozen(tables, as_of, config)
+    spine = all_customers(tables, as_of, config)
+    churn = None
+    if args.churn is not None:
+        churn = read_churn(Path(args.churn), spine["customer_id"], as_of)
     if args.preview:
         nodes = steps(check_filter(named.filter, config, tables, where=named.where))
-        spine = all_customers(tables, as_of, config)
-        found = match(tables, spine, nodes, config, frozen)
+        found = match(tables, spine, nodes, config, frozen, churn)
         print(f"{named.name}: preview as of {naive_utc(as_of).isoformat()}Z")
         print(f"{len(spine)} customers known, of whom meet")
         for place, count in found.met.sum().items():
@@ -75,7 +80,7 @@ def run(config: Config, args: Namespace) -> int:
         met = found.met["filter"].to_numpy()
         _report(config, int(met.sum()), tier_counts(found.tier[met]), found.missing)
         return 0
-    result = audience(tables, named.filter, as_of, config, frozen, where=named.where)
+    result = audience(tables, named.filter, as_of, config, frozen, churn, where=named.where)
     version = f" version {named.version}" if named.version else ""
     print(
         f"{named.name}{version}: {result.count} customers as of "

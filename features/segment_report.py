@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from features.churn import NO_MODEL, add_churn_argument, read_churn
 from features.clock import GRADUATED
 from features.config import Config, parse_time
 from features.frozen import fit_frozen
@@ -34,6 +35,7 @@ def add_segments_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m features segments`, besides --config and --set."""
     parser.add_argument("--as-of", help="moment, ISO 8601, UTC; default: source.as_of")
     parser.add_argument("--out", required=True, help="folder to write into")
+    add_churn_argument(parser)
 
 
 def add_migrate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,23 +57,31 @@ def run(config: Config, args: argparse.Namespace) -> int:
     out = Path(args.out)
     if args.command == "segments":
         given = None if args.as_of is None else parse_time(args.as_of, "--as-of")
-        return write_segments(config, config.as_of(given), out)
+        churn = None if args.churn is None else Path(args.churn)
+        return write_segments(config, config.as_of(given), out, churn)
     start, end = parse_time(args.start, "--from"), parse_time(args.end, "--to")
     return write_migration(config, start, end, args.scheme, out)
 
 
-def write_segments(config: Config, as_of: datetime, out: Path) -> int:
+def write_segments(
+    config: Config, as_of: datetime, out: Path, churn_file: Path | None = None
+) -> int:
     """Write segments.parquet, segment_counts.csv and segments.png into a folder; 0.
 
+    churn_file: probabilities of churn for the label churn_warning, see `features.churn`.
+
     Raises:
-        DataError: no transactions, or none before the moment.
+        DataError: no transactions, or none before the moment; or the file of probabilities is not
+            of this moment.
         ConfigError: the folder cannot be written.
     """
     from features.sources import open_source  # heavy readers, needed only here
 
     tables = open_source(config).tables()
     frozen = fit_frozen(tables, as_of, config)
-    frame, missing = segment_table(tables, all_customers(tables, as_of, config), config, frozen)
+    spine = all_customers(tables, as_of, config)
+    churn = None if churn_file is None else read_churn(churn_file, spine["customer_id"], as_of)
+    frame, missing = segment_table(tables, spine, config, frozen, churn)
     counts = segment_counts(frame, config)
     moment = f"{naive_utc(as_of).isoformat()}Z"
     write_parquet(frame, out / "segments.parquet", {"frozen": frozen.to_json()})
@@ -87,6 +97,8 @@ def write_segments(config: Config, as_of: datetime, out: Path) -> int:
         stated = "" if pd.isna(row.stated_share) else f" (stated {100 * row.stated_share:.0f}%)"
         name = f"{row.id} {row.chinese}"
         print(f"  {name}: {row.customers} customers, {100 * row.share:.1f}%{stated}")
+    said = 0 if churn is None else int(np.isfinite(churn).sum())
+    print(NO_MODEL if churn is None else f"churn_warning: {said} customers with a probability")
     for warning in rfm_warnings(frame):
         print(f"warning: {warning}")
     return 0

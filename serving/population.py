@@ -21,6 +21,7 @@ from features.build import build_features
 from features.config import CONTROL, ID_PATTERN, Config
 from features.errors import DataError
 from features.frozen import FrozenValues
+from features.labels import LABEL_FEATURES, labels
 from features.segments import SEGMENT_FEATURES, segments
 from features.sources import open_source
 from features.spine import all_customers, naive_utc, seen_before
@@ -63,6 +64,7 @@ class Population:
     scores       of the bundle, float32
     values       (n,) float32 per value target of the bundle; NaN where it does not speak of one
     tier, stage  segments; missing without transactions
+    labels       names of features.labels that hold, separated by commas; missing likewise
     rfm          (n, 3) recency_days, order_days_365d, spend_365d; NaN where unknown
     consent      (n,) may be contacted
     free_at      (n,) when the contact caps let the next offer through, UTC; NaT: no cap is reached
@@ -77,6 +79,7 @@ class Population:
     rfm: FloatArray
     consent: BoolArray
     free_at: Times
+    labels: Labels
     values: Mapping[str, Float32Array] = field(default_factory=dict)
     simulated: bool = False
     data_digest: str = ""
@@ -113,30 +116,34 @@ def from_tables(
     valued = () if bundle.values is None else bundle.values.schema.names
     names = list(dict.fromkeys((*own, *valued)))
     segmented = tables.transactions is not None
-    extra = [n for n in dict.fromkeys((*SEGMENT_FEATURES, *RFM)) if n not in names]
+    segmenting = dict.fromkeys((*SEGMENT_FEATURES, *LABEL_FEATURES, *RFM))
+    extra = [n for n in segmenting if n not in names]
     built = build_features(tables, spine, names + (extra if segmented else []), config, frozen)
     frame = built.frame
     ids = spine["customer_id"].astype(str)
     order = np.argsort(_bytes(ids), kind="stable")
+    values: dict[str, Float32Array] = {}
+    if bundle.values is not None:
+        values = bundle.values.predict(bundle.values.schema.encode(frame), threads)
     tier: Any = [None] * len(spine)
-    stage = tier
+    stage = label = tier
     rfm = np.full((len(spine), len(RFM)), np.nan)
     if segmented:
         segment = segments(frame, frozen, config.segments)
         tier, stage = segment["tier"], segment["lifecycle_stage"]
+        churn = values["churn"].astype(np.float64) if "churn" in values else None
+        label = labels(frame, stage, frozen, churn)["labels"]
         rfm = frame[list(RFM)].to_numpy(dtype=np.float64, na_value=np.nan)
     X = bundle.schema.encode(frame)[order]
-    values: dict[str, Float32Array] = {}
-    if bundle.values is not None:
-        values = bundle.values.predict(bundle.values.schema.encode(frame)[order], threads)
     return Population(
         as_of=_aware(as_of),
         customer_id=_bytes(ids)[order],
         X=X,
         scores=bundle.score(X, threads=threads),
-        values=values,
+        values={target: predicted[order] for target, predicted in values.items()},
         tier=Labels.of(np.asarray(tier, dtype=object)[order]),
         stage=Labels.of(np.asarray(stage, dtype=object)[order]),
+        labels=Labels.of(np.asarray(label, dtype=object)[order]),
         rfm=rfm[order],
         consent=consented(tables, ids, as_of, config)[order],
         free_at=caps_free_at(tables, ids, as_of, config)[order],
@@ -203,6 +210,7 @@ def from_features(
         scores=bundle.score(X, threads=threads),
         tier=nobody,
         stage=nobody,
+        labels=nobody,
         rfm=np.full((len(frame), len(RFM)), np.nan),
         consent=consent[order],
         free_at=np.full(len(frame), NEVER),

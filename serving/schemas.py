@@ -123,12 +123,15 @@ class CustomerScores(Struct, frozen=True):
 
 
 class CustomerAnswer(Struct, frozen=True):
-    """What is known of a customer as of the snapshot; `uplift` per arm, in units of the outcome."""
+    """What is known of a customer as of the snapshot; `uplift` per arm, in units of the outcome.
+    `labels` is null where there are no transactions; `churn_warning` among them also follows the
+    `churn_probability` of the scores."""
 
     customer_id: str
     as_of: Time
     tier: str | None
     lifecycle_stage: str | None
+    labels: list[str] | None
     profile_state: Profile
     rfm: Rfm
     consent: bool

@@ -157,6 +157,10 @@ def decisions_table(
         "response_propensity": pa.array(scores.response),
         "tier": pa.array(population.tier.texts().tolist(), pa.string()),
         "lifecycle_stage": pa.array(population.stage.texts().tolist(), pa.string()),
+        "labels": pa.array(population.labels.texts().tolist(), pa.string()),
+        "churn_probability": pa.array(
+            population.values.get("churn", np.full(n, np.nan)), pa.float32(), from_pandas=True
+        ),
         "assignment_prob": pa.array(made.assignment_prob),
         "is_holdout": pa.array(made.is_holdout),
         "is_exploration": pa.array(made.is_exploration),

@@ -110,11 +110,13 @@ class Scorer:
             None if np.isnan(value) else float(value) for value in people.rfm[row]
         )
         cate = shortest(people.scores.cate[row])
+        label = people.labels.texts([row])[0]
         return schemas.CustomerAnswer(
             customer_id=customer_id,
             as_of=timestamp(self.snapshot.as_of),
             tier=people.tier.texts([row])[0],
             lifecycle_stage=people.stage.texts([row])[0],
+            labels=None if label is None else label.split(",") if label else [],
             profile_state=self._profiles(rows, known)[0],
             rfm=schemas.Rfm(
                 recency_days=None if recency is None else int(recency),

@@ -32,7 +32,7 @@ from serving.salt import Salt
 from uplift.bundle import Scores, ScoringBundle
 from uplift.policy import Shares
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 CURRENT = "CURRENT"
 # What a snapshot depends on; the server's and the training's own settings are not among it.
@@ -99,6 +99,7 @@ def write_snapshot(
             "rows": len(population),
             "tiers": list(population.tier.names),
             "stages": list(population.stage.names),
+            "labels": list(population.labels.names),
             "simulated": population.simulated,
             "data_digest": population.data_digest,
             "missing": list(population.missing),
@@ -161,8 +162,9 @@ def open_snapshot(folder: Path, model: LoadedModel) -> Snapshot:
     n, d, k = manifest["rows"], len(bundle.schema.names), len(bundle.arms)
     shapes = {
         "customer_id": (n,), "X": (n, d), "cate": (n, k), "reward": (n, k), "cost": (n, k),
-        "response": (n,), "tier": (n,), "stage": (n,), "rfm": (n, 3), "consent": (n,),
-        "free_at": (n,), **{f"value_{target}": (n,) for target in _value_targets(bundle)},
+        "response": (n,), "tier": (n,), "stage": (n,), "labels": (n,), "rfm": (n, 3),
+        "consent": (n,), "free_at": (n,),
+        **{f"value_{target}": (n,) for target in _value_targets(bundle)},
     }  # fmt: skip
     if {name: a.shape for name, a in arrays.items()} != shapes:
         raise _refused(folder, f"columns of {n} customers", "other shapes")
@@ -173,6 +175,7 @@ def open_snapshot(folder: Path, model: LoadedModel) -> Snapshot:
         scores=Scores(arrays["cate"], arrays["reward"], arrays["cost"], arrays["response"]),
         tier=Labels(arrays["tier"], tuple(manifest["tiers"])),
         stage=Labels(arrays["stage"], tuple(manifest["stages"])),
+        labels=Labels(arrays["labels"], tuple(manifest["labels"])),
         rfm=arrays["rfm"],
         consent=arrays["consent"],
         free_at=arrays["free_at"],
@@ -303,6 +306,7 @@ def _columns(population: Population) -> dict[str, npt.NDArray[Any]]:
         **vars(population.scores),
         "tier": population.tier.codes,
         "stage": population.stage.codes,
+        "labels": population.labels.codes,
         "rfm": population.rfm,
         "consent": population.consent,
         "free_at": population.free_at,

@@ -203,8 +203,8 @@ def test_a_customer_and_the_model(client: TestClient, shop: Shop) -> None:
     customer = client.get("/v1/customers/c-010")
     documented("get", "/v1/customers/{customer_id}", customer)
     assert list(customer.json()) == [
-        "customer_id", "as_of", "tier", "lifecycle_stage", "profile_state", "rfm", "consent",
-        "scores", "uplift", "recent_decisions",
+        "customer_id", "as_of", "tier", "lifecycle_stage", "labels", "profile_state", "rfm",
+        "consent", "scores", "uplift", "recent_decisions",
     ]  # fmt: skip
     model = client.get("/v1/models/current")
     documented("get", "/v1/models/current", model)

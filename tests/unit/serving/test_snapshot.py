@@ -157,6 +157,7 @@ def test_many_customers_open_quickly(shop: Shop, tmp_path: Path) -> None:
         scores=Scores(**{k: tiled(v) for k, v in vars(made.scores).items()}),
         tier=Labels(tiled(made.tier.codes), made.tier.names),
         stage=Labels(tiled(made.stage.codes), made.stage.names),
+        labels=Labels(tiled(made.labels.codes), made.labels.names),
         rfm=tiled(made.rfm),
         consent=tiled(made.consent),
         free_at=np.full(n, NEVER),

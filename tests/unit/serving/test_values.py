@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from features.build import build_features
-from features.frozen import fit_frozen
+from features.churn import read_churn
+from features.frozen import FrozenValues, fit_frozen
+from features.segment_table import segment_table
 from features.sources import open_source
 from features.spine import all_customers
 from serving.population import from_source
+from serving.score import write_decisions
 from serving.scorer import MICROS, Scorer
 from serving.snapshot import ensure_snapshot, open_snapshot, snapshots_folder
 from tests.unit.serving.small_shop import (
@@ -114,6 +119,35 @@ def test_the_snapshot_holds_what_the_models_say(scorer: Scorer) -> None:
     root = Path(config.source.path or "").parent / "data"
     again = open_snapshot(snapshots_folder(config, root) / scorer.snapshot.snapshot_id, model)
     assert np.array_equal(again.population.values["clv"], held["clv"], equal_nan=True)
+
+
+def test_the_served_probability_of_churn_warns(scorer: Scorer, tmp_path: Path) -> None:
+    config, people = scorer.config, scorer.snapshot.population
+    churn = people.values["churn"]
+    likely = np.nan_to_num(churn) >= 0.6
+    assert 0 < likely.sum() < len(people)
+    tables = open_source(config).tables()
+    frozen = FrozenValues.from_json(json.dumps(dict(scorer.model.bundle.frozen)))
+    alone, _ = segment_table(tables, all_customers(tables, AS_OF, config), config, frozen)
+    alone = alone.set_index("customer_id").loc[people.customer_id.astype(str)]
+    declining = alone["churn_warning"].to_numpy()
+    assert (likely & ~declining).any()
+    names = [str(text).split(",") for text in people.labels.texts()]
+    warned = np.array(["churn_warning" in own for own in names])
+    assert np.array_equal(warned, likely | declining)
+    for own, before in zip(names, alone["labels"], strict=True):
+        assert set(own) ^ set(before.split(",")) <= {"churn_warning", ""}
+    row = int(np.flatnonzero(likely)[0])
+    found = scorer.customer(people.customer_id[row].decode())
+    assert found is not None
+    assert found.labels == names[row]
+    assert found.scores.churn_probability == pytest.approx(float(churn[row]))
+    out = tmp_path / "decisions.parquet"
+    write_decisions(people, scorer.model, config, SALT, out)
+    file = pd.read_parquet(out)
+    assert file["labels"].str.contains("churn_warning").to_numpy().tolist() == warned.tolist()
+    again = read_churn(out, file["customer_id"], AS_OF)
+    assert np.array_equal(again, churn, equal_nan=True)
 
 
 def test_a_bundle_without_arms_answers(scorer: Scorer, tmp_path: Path) -> None:
