@@ -1,0 +1,202 @@
+"""Open the database of the decision log: SQLite by default, PostgreSQL by URL.
+
+SQLite runs with a write-ahead log on a local disk, waits for the disk at every commit, and takes
+its write lock when a transaction begins: a transaction that reads first and writes later would
+otherwise fail, or overwrite what another process wrote in between.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, bindparam, create_engine, event, func, inspect, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.sql import ColumnElement
+from sqlalchemy.sql import text as sql
+from sqlalchemy.sql.schema import Column, Table
+
+from features.errors import ConfigError
+
+VARIABLE = "PERSUADABLES_LOG_URL"
+# The revision that this release works with; a test holds it to the newest migration.
+REVISION = "r0001"
+BUSY_SECONDS = 10.0
+
+
+class LogUnavailable(Exception):
+    """The database gives no answer, is full, or refuses to write."""
+
+
+@dataclass(frozen=True)
+class Log:
+    """An opened decision log. `writing` begins transactions that hold the write lock; `reading`
+    never waits for one. The URL may hold a password and never stands in `repr`."""
+
+    url: URL = field(repr=False)
+    writing: Engine = field(repr=False)
+    reading: Engine = field(repr=False)
+
+    @property
+    def postgres(self) -> bool:
+        return self.url.get_backend_name() == "postgresql"
+
+    @property
+    def place(self) -> str:
+        """Where the log is, without a password."""
+        return self.url.render_as_string(hide_password=True)
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One transaction, committed at the end. Raises LogUnavailable for what the database
+        fails at, with everything rolled back."""
+        with translated(), self.writing.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One consistent view. Raises LogUnavailable."""
+        with translated(), self.reading.connect() as connection:
+            yield connection
+
+    def close(self) -> None:
+        self.writing.dispose()
+        self.reading.dispose()
+
+    def revision(self) -> str | None:
+        """The revision of the schema; None for a database without one."""
+        with self.read() as connection:
+            if not inspect(connection).has_table("alembic_version"):
+                return None
+            found = connection.execute(sql("SELECT version_num FROM alembic_version")).scalar()
+        return None if found is None else str(found)
+
+    def among(self, column: Column[Any], name: str) -> ColumnElement[bool]:
+        """`column` is one of the values bound as `name`: one statement for any number of them."""
+        if self.postgres:
+            values: Any = bindparam(name, type_=postgresql.ARRAY(column.type))
+            return column == func.any(values)
+        rows = func.json_each(bindparam(name)).table_valued("value")
+        return column.in_(select(rows.c.value))
+
+    def values(self, values: Iterable[str]) -> Any:
+        """Values to bind for `among`."""
+        return list(values) if self.postgres else json.dumps(list(values))
+
+    def insert(self, table: Table) -> Any:
+        """An INSERT that knows `on_conflict_do_nothing` and `on_conflict_do_update`."""
+        return postgresql.insert(table) if self.postgres else sqlite.insert(table)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn errors of the database's own doing into LogUnavailable."""
+    try:
+        yield
+    except OperationalError as error:
+        raise LogUnavailable(type(error.orig).__name__) from error
+    except DBAPIError as error:
+        if error.connection_invalidated or isinstance(error.orig, sqlite3.DatabaseError):
+            raise LogUnavailable(type(error.orig).__name__) from error
+        raise
+
+
+def log_url(
+    name: str, root: Path = Path("data"), environ: Mapping[str, str] = os.environ
+) -> tuple[str, bool]:
+    """The URL of the log of a configuration called `name`, and whether it was given: that of the
+    environment, else the SQLite file `<root>/log/<name>.db`."""
+    given = environ.get(VARIABLE)
+    return (given, True) if given else (f"sqlite:///{root / 'log' / name}.db", False)
+
+
+def open_log(url: str) -> Log:
+    """Open a log; nothing is created but the folder of a SQLite file.
+
+    Raises ConfigError for a URL that is none, of another database, or whose driver is missing.
+    """
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+        if backend not in ("sqlite", "postgresql"):
+            raise ConfigError(
+                VARIABLE,
+                expected="a URL that starts with sqlite:/// or postgresql://",
+                found=backend,
+                remedy="Other databases are not supported.",
+            )
+        if backend == "postgresql":
+            return _postgres(parsed.set(drivername="postgresql+psycopg"))
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        raise ConfigError(
+            VARIABLE,
+            expected="a database URL, for example postgresql://user:password@host/name",
+            found="something else",
+            remedy="Leave it out for a SQLite file below data/log.",
+        ) from None
+    except ModuleNotFoundError:
+        raise ConfigError(
+            VARIABLE,
+            expected="the driver of PostgreSQL",
+            found="none installed",
+            remedy="Install the extra: pip install 'persuadables[postgres]'.",
+        ) from None
+    return _sqlite(parsed)
+
+
+def _postgres(url: URL) -> Log:
+    engine = create_engine(
+        url,
+        pool_size=4,
+        max_overflow=4,
+        pool_timeout=2,
+        pool_pre_ping=True,
+        connect_args={
+            "connect_timeout": 3,
+            "options": "-c synchronous_commit=on -c lock_timeout=5000 -c statement_timeout=15000 "
+            "-c timezone=UTC",
+        },
+    )
+    return Log(url, engine, engine)
+
+
+def _sqlite(url: URL) -> Log:
+    if url.database and url.database != ":memory:":
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+
+    def engine(begin: str, *pragmas: str) -> Engine:
+        made = create_engine(
+            url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}, pool_size=4
+        )
+
+        @event.listens_for(made, "connect")
+        def opened(connection: Any, _: Any) -> None:
+            # The driver's own transactions begin too late and without the lock.
+            connection.isolation_level = None
+            for pragma in ("synchronous=FULL", "cache_size=-65536", *pragmas):
+                connection.execute(f"PRAGMA {pragma}")
+
+        @event.listens_for(made, "begin")
+        def begun(connection: Connection) -> None:
+            connection.exec_driver_sql(begin)
+
+        return made
+
+    return Log(
+        url,
+        engine("BEGIN IMMEDIATE", "journal_mode=WAL"),
+        engine("BEGIN", "query_only=ON"),
+    )
+
+
+def json_text(values: Mapping[str, Any] | Sequence[Any]) -> str:
+    """JSON with sorted keys and no spaces."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -1,0 +1,175 @@
+"""Decisions in the log: written, found again, and what else the log knows of customers."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import bindparam, func, insert, select, tuple_, update
+from sqlalchemy.engine import Connection, Row
+
+from serving.log.engine import Log
+from serving.log.schema import decisions, facts, refusals
+
+MICROSECOND = 1_000_000
+# Without a `sent` event in this time, an offer stops counting against contact caps.
+UNSENT = 72 * 3600 * MICROSECOND
+Stored = Row[Any]
+
+_ID = decisions.c.decision_id
+_TEXTS = 50  # ids of one page
+
+
+def new_ids(count: int) -> list[str]:
+    """Decision ids that nobody can guess and that sort by time, which keeps the index compact."""
+    stamp = f"d-{time.time_ns() // MICROSECOND:011x}"
+    random = os.urandom(10 * count).hex()
+    return [f"{stamp}{random[i * 20 : i * 20 + 20]}" for i in range(count)]
+
+
+def customer_hash(salt: bytes, customer_id: str) -> str:
+    """What stands for a customer in lists that must not hold ids."""
+    return hmac.digest(salt, b"customer\x1f" + customer_id.encode(), "sha256").hex()
+
+
+class Store:
+    """Statements on the decisions of one log, built once."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self._sticky = select(decisions).where(
+            decisions.c.campaign_id == bindparam("campaign"),
+            decisions.c.window_id == bindparam("window"),
+            decisions.c.sticky,
+            log.among(decisions.c.customer_id, "ids"),
+        )
+        self._refused = select(refusals.c.customer_hash, refusals.c.kind).where(
+            log.among(refusals.c.customer_hash, "ids")
+        )
+        self._offers = select(
+            decisions.c.customer_id, decisions.c.decided_at, decisions.c.sent_at
+        ).where(
+            log.among(decisions.c.customer_id, "ids"),
+            decisions.c.decided_at > bindparam("since"),
+            decisions.c.action == "offer",
+        )
+        self._by_id = select(decisions).where(log.among(_ID, "ids"))
+        self._insert: Any = insert(decisions)
+        if log.postgres:
+            self._insert = (
+                log.insert(decisions)
+                .on_conflict_do_nothing(
+                    index_elements=["campaign_id", "customer_id", "window_id"],
+                    index_where=decisions.c.sticky,
+                )
+                .returning(_ID)
+            )
+        self._lost = (
+            update(decisions)
+            .where(bindparam("id") == _ID)
+            .values(
+                sticky=False,
+                action="none",
+                reason=bindparam("why"),
+                reserved_micros=0,
+                reservation="none",
+                expected_profit_micros=0,
+                expected_cost_micros=0,
+                valid_until=None,
+            )
+        )
+
+    def sticky(
+        self, connection: Connection, campaign: str, window: int, customers: Iterable[str]
+    ) -> dict[str, Stored]:
+        """The standing decision of each of these customers who has one, by customer id."""
+        bound = {"campaign": campaign, "window": window, "ids": self.log.values(customers)}
+        return {row.customer_id: row for row in connection.execute(self._sticky, bound)}
+
+    def by_id(self, connection: Connection, ids: Iterable[str]) -> dict[str, Stored]:
+        """Decisions by their id."""
+        rows = connection.execute(self._by_id, {"ids": self.log.values(ids)})
+        return {row.decision_id: row for row in rows}
+
+    def add(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> set[str]:
+        """Insert decisions; returns the ids of those that another process was faster with.
+
+        In SQLite none can be: the transaction has held the write lock since it looked.
+        """
+        if not rows:
+            return set()
+        if not self.log.postgres:
+            connection.execute(self._insert, rows)
+            return set()
+        # In one order everywhere, so that two transactions never wait for each other.
+        ordered = sorted(rows, key=lambda r: (r["campaign_id"], r["customer_id"], r["window_id"]))
+        kept = set(connection.execute(self._insert, ordered).scalars())
+        return {row["decision_id"] for row in rows} - kept
+
+    def lose(self, connection: Connection, ids: Sequence[str], reason: str) -> None:
+        """Turn offers that the budget did not bear at commit into none; the arm stays logged."""
+        if ids:
+            connection.execute(self._lost, [{"id": i, "why": reason} for i in ids])
+
+    def refused(self, connection: Connection, hashes: Iterable[str]) -> dict[str, str]:
+        """`consent` or `erased` of the customers, by hash, who withdrew consent or were erased."""
+        rows = connection.execute(self._refused, {"ids": self.log.values(hashes)})
+        return {row.customer_hash: row.kind for row in rows}
+
+    def refuse(self, connection: Connection, hashes: Iterable[str], kind: str, now: int) -> None:
+        """Never contact these customers again. An erased one stays erased."""
+        statement = self.log.insert(refusals)
+        key = [refusals.c.customer_hash]
+        if kind == "erased":
+            statement = statement.on_conflict_do_update(
+                index_elements=key, set_={"kind": kind, "at": now}
+            )
+        else:
+            statement = statement.on_conflict_do_nothing(index_elements=key)
+        rows = [{"customer_hash": h, "kind": kind, "at": now} for h in sorted(set(hashes))]
+        if rows:
+            connection.execute(statement, rows)
+
+    def offers(
+        self, connection: Connection, customers: Iterable[str], since: int, now: int
+    ) -> dict[str, list[int]]:
+        """When customers were decided an offer after `since`, in any campaign, the newest first;
+        without those that were not sent in time."""
+        found: dict[str, list[int]] = {}
+        bound = {"ids": self.log.values(customers), "since": since}
+        for customer, decided, sent in connection.execute(self._offers, bound):
+            if sent is not None or decided > now - UNSENT:
+                found.setdefault(customer, []).append(decided)
+        for times in found.values():
+            times.sort(reverse=True)
+        return found
+
+    def of_customer(
+        self, connection: Connection, customer: str, limit: int, after: tuple[int, str] | None
+    ) -> list[Stored]:
+        """Decisions of a customer, the newest first, after a place (time, id)."""
+        statement = select(decisions).where(decisions.c.customer_id == customer)
+        if after is not None:
+            statement = statement.where(tuple_(decisions.c.decided_at, _ID) < tuple_(*after))
+        statement = statement.order_by(decisions.c.decided_at.desc(), _ID.desc()).limit(limit)
+        return list(connection.execute(statement))
+
+    def last_decided(self, connection: Connection) -> int:
+        """The time of the newest decision, 0 without any."""
+        newest = select(func.max(_ID))
+        row = connection.execute(
+            select(decisions.c.decided_at).where(newest.scalar_subquery() == _ID)
+        ).scalar()
+        return int(row or 0)
+
+
+def hold_salt(log: Log, fingerprint: str) -> str:
+    """The fingerprint that this log's draws follow from: the given one, if there was none yet."""
+    with log.write() as connection:
+        statement = log.insert(facts).on_conflict_do_nothing(index_elements=[facts.c.name])
+        connection.execute(statement, {"name": "salt", "value": fingerprint})
+        found = connection.execute(select(facts.c.value).where(facts.c.name == "salt")).scalar_one()
+    return str(found)
