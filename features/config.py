@@ -225,6 +225,43 @@ class ExperimentConfig(Section):
     )
 
 
+class GateConfig(Section):
+    alpha: float = Field(
+        0.05,
+        gt=0,
+        lt=0.5,
+        description="one-sided level of the gate's tests; a test fold used n times has alpha / n",
+    )
+    ranking: Literal["qini", "autoc"] = Field(
+        "qini",
+        description="what must show that effects differ: qini where many customers are changed a "
+        "little, autoc where few are changed much",
+    )
+    calibration: Literal["auto", "none", "linear", "isotonic"] = Field(
+        "auto",
+        description="of effects, learned out of fold; auto: linear where the training rows say so",
+    )
+    margin: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="how much less than a rival a challenger may gain and still not be worse: "
+        "share of its own gain on the training rows",
+    )
+    champion_days: int = Field(
+        45, ge=1, description="a champion of this age is replaced by one that is not worse"
+    )
+    budget_tolerance: float = Field(
+        0.05, ge=0, description="share by which the upper bound of the cost may pass the budget"
+    )
+    unsubscribe_margin: float = Field(
+        0.005, ge=0, description="further unsubscriptions per customer that are still no harm"
+    )
+    return_margin: float = Field(
+        0.01, ge=0, description="further customers with a return, per customer, that are no harm"
+    )
+
+
 class TrainingConfig(Section):
     learners: list[str] = Field(
         default_factory=lambda: ["s", "t", "x", "r", "dr", "causalml_forest"],
@@ -245,6 +282,7 @@ class TrainingConfig(Section):
     )
     seed: int = Field(7, ge=0, description="seed of every random draw")
     threads: int = Field(0, ge=0, description="threads of LightGBM; 0: all cores")
+    gate: GateConfig = GateConfig()
     accept_observational: bool = Field(
         False, description="let a model of observational data become champion (recorded)"
     )
