@@ -1,8 +1,10 @@
 """Drift: does the distribution of a feature differ from that of the training by more than chance?
 
-The training profile keeps, per feature, counts in bins (quantiles of numbers, categories, and the
-missing values). A later sample is counted in the same bins, and the two rows of counts are compared
-by Pearson's chi-square test of homogeneity. The population stability index
+The training profile is of everybody whom the model would have scored at the time of the training,
+not of the exposures that it learned from: those are at other moments, of chosen customers. It
+keeps, per feature, counts in bins (quantiles of numbers, categories, and the missing values). A
+later sample is counted in the same bins, and the two rows of counts are compared by Pearson's
+chi-square test of homogeneity. The population stability index
 PSI = sum (q - p) log(q / p) is shown beside what chance alone makes of it, (B - 1)(1/n + 1/m) for B
 bins and samples of n and m (Yurdakul 2018): a fixed threshold alarms falsely on small samples and
 sleeps on large ones. Over all features, p-values are adjusted by Holm.
@@ -14,6 +16,7 @@ import json
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,22 +88,21 @@ class FeatureBins:
 
 @dataclass(frozen=True)
 class FeatureProfile:
-    """The distribution of every feature in a training.
+    """The distribution of every feature at a training.
 
-    rows: exposures; customers: distinct ones, which is the size of the sample, because the rows of
-    one customer tell little more than one; frozen: the population values that features were built
-    with.
+    customers: everybody whom the model would have scored then, as of the moment `as_of` (ISO 8601,
+    UTC); frozen: the population values that features were built with.
     """
 
-    rows: int
     customers: int
+    as_of: str
     frozen: FrozenValues
     features: Mapping[str, FeatureBins]
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "rows": self.rows,
             "customers": self.customers,
+            "as_of": self.as_of,
             "frozen": json.loads(self.frozen.to_json()),
             "features": {
                 name: {"edges": bins.edges, "levels": bins.levels, "counts": bins.counts}
@@ -126,7 +128,7 @@ class FeatureProfile:
                     raise ValueError(f"the bins of {name} do not fit their counts")
                 features[name] = FeatureBins(edges, levels, counts)
             frozen = FrozenValues.from_json(json.dumps(data["frozen"]))
-            return cls(int(data["rows"]), int(data["customers"]), frozen, features)
+            return cls(int(data["customers"]), str(data["as_of"]), frozen, features)
         except (ValueError, TypeError, KeyError, AttributeError, DataError) as error:
             raise DataError(
                 "--reference",
@@ -169,20 +171,23 @@ class _Test:
     z: float = field(default=0.0)
 
 
-def profile_features(frame: pd.DataFrame, customers: int, frozen: FrozenValues) -> FeatureProfile:
-    """The training profile: `frame` has a row per exposure and a column per feature."""
-    bins = max(FEWEST_BINS, min(BINS, customers // CUSTOMERS_PER_BIN))
+def profile_features(frame: pd.DataFrame, as_of: datetime, frozen: FrozenValues) -> FeatureProfile:
+    """The profile of a frame with a row per customer and a column per feature, as of a moment."""
+    bins = max(FEWEST_BINS, min(BINS, len(frame) // CUSTOMERS_PER_BIN))
     features = {str(name): _bins(frame[name], bins) for name in frame.columns}
-    return FeatureProfile(len(frame), customers, frozen, features)
+    return FeatureProfile(len(frame), _iso(as_of), frozen, features)
+
+
+def _iso(moment: datetime) -> str:
+    return naive_utc(moment).isoformat() + "Z"
 
 
 def compare(reference: FeatureProfile, frame: pd.DataFrame, alpha: float = ALPHA) -> list[Drift]:
     """Drift of each feature of the profile in a frame of one row per customer, the surest first.
 
-    With probability 1 - alpha, no feature at all is called drifted where none is. A feature that
-    the frame lacks is `not compared`.
+    With probability 1 - alpha, no feature at all is called drifted where none is; with more, where
+    some customers are in both. A feature that the frame lacks is `not compared`.
     """
-    weight = min(1.0, reference.customers / reference.rows) if reference.rows else 1.0
     tests: dict[str, _Test] = {}
     missing: dict[str, tuple[float, float]] = {}
     skipped = []
@@ -194,7 +199,7 @@ def compare(reference: FeatureProfile, frame: pd.DataFrame, alpha: float = ALPHA
         missing[name] = tuple(  # type: ignore[assignment]
             float(c[-1] / c.sum()) if c.sum() else 0.0 for c in (before, now)
         )
-        tests[name] = _homogeneity(weight * before, now, bins.edges is not None, alpha)
+        tests[name] = _homogeneity(before, now, bins.edges is not None, alpha)
     adjusted = dict(zip(tests, _holm([t.p for t in tests.values()]), strict=True))
     found = []
     for name, test in tests.items():
@@ -349,9 +354,9 @@ def run(config: Config, args: Namespace) -> int:
     frame = build_features(tables, spine, names, config, reference.frozen).frame
     found = compare(reference, frame)
     report = {
-        "as_of": naive_utc(as_of).isoformat() + "Z",
+        "as_of": _iso(as_of),
         "customers": len(frame),
-        "reference": {"rows": reference.rows, "customers": reference.customers},
+        "reference": {"as_of": reference.as_of, "customers": reference.customers},
         "alpha": ALPHA,
         "features": [vars(drift) for drift in found],
     }
@@ -367,7 +372,8 @@ def told(found: list[Drift], customers: int, reference: FeatureProfile) -> str:
     compared = [d for d in found if d.level != "not compared"]
     lines = [
         f"{len(drifted)} of {len(compared)} features drifted: {customers} customers against "
-        f"{reference.customers} of the training, chance of any false alarm {100 * ALPHA:g}%"
+        f"{reference.customers} at the training, as of {reference.as_of}; chance of any false "
+        f"alarm {100 * ALPHA:g}%"
     ]
     if drifted:
         lines.append(

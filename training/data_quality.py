@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import pandas as pd
-
+from features.build import build_features
 from features.check import findings
 from features.config import Config
 from features.drift import FeatureProfile, profile_features
+from features.frozen import FrozenValues
 from features.profile import profile_source
 from features.profile_page import page
+from features.spine import all_customers
 from features.tables import Tables
-from training.dataset import Dataset
+from uplift.bundle import ScoringBundle
 
 PAGE, FEATURE_PROFILE = "data_quality.html", "feature_profile.json"
 
@@ -37,17 +37,11 @@ def data_quality(tables: Tables, config: Config) -> DataQuality:
     return DataQuality(page(profile, problems, config), metrics)
 
 
-def feature_profile(dataset: Dataset) -> FeatureProfile:
-    """The distribution of each feature over the exposures that the training used."""
-    training = dataset.training
-    columns: dict[str, Any] = {}
-    for i, name in enumerate(training.schema.names):
-        values = training.X[:, i]
-        levels = training.schema.levels.get(name)
-        if levels is None:
-            columns[name] = values
-            continue
-        texts = np.array([*levels, None], dtype=object)
-        columns[name] = texts[np.where(np.isnan(values), len(levels), values).astype(int)]
-    customers = len(pd.unique(training.customer))
-    return profile_features(pd.DataFrame(columns), customers, dataset.frozen)
+def feature_profile(tables: Tables, bundle: ScoringBundle, config: Config) -> FeatureProfile:
+    """The distribution of what the bundle reads over everybody whom it would score now: all
+    customers as of the moment that the configuration says, as the snapshot has them."""
+    as_of = config.as_of()
+    frozen = FrozenValues.from_json(json.dumps(dict(bundle.frozen)))
+    spine = all_customers(tables, as_of, config)
+    built = build_features(tables, spine, list(bundle.features["names"]), config, frozen)
+    return profile_features(built.frame, as_of, frozen)

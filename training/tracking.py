@@ -25,14 +25,24 @@ from training.data_quality import FEATURE_PROFILE, PAGE, data_quality, feature_p
 from training.dataset import Dataset
 from training.diagnostics import Diagnostics
 from training.evaluate import DECIDING_METRIC, Candidate, Evaluation
-from training.explanation import DECISIONS_FILE, SEGMENTS_FILE, TREE, Explanation
+from training.explanation import DECISIONS_FILE, SEGMENTS_FILE, Explanation
 from training.fit import Models
 from training.gate import Verdict
+from training.records import (
+    candidate_metrics,
+    curves_json,
+    estimate_metrics,
+    explanation_metrics,
+    papers_json,
+    params,
+    parent_metrics,
+    report_json,
+    row_counts,
+    tags,
+)
 from training.responses import ResponseReport
 from training.value import Values, values_json
 from uplift.bundle import ScoringBundle
-from uplift.diagnostics import Check
-from uplift.scores import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,11 +99,6 @@ def connect(config: Config) -> MlflowClient:
     return client
 
 
-def estimate_metrics(name: str, estimate: Estimate) -> dict[str, float]:
-    """<name>, <name>_lo, <name>_hi."""
-    return {name: estimate.value, f"{name}_lo": estimate.lo, f"{name}_hi": estimate.hi}
-
-
 def log_training(
     config: Config,
     tables: Tables,
@@ -111,16 +116,15 @@ def log_training(
     """Log everything, register the bundle, and move the aliases as the verdict says."""
     client = connect(config)
     with mlflow.start_run(run_name=f"train {config.name}") as run:
-        mlflow.set_tags(_tags(config, tables, dataset, evaluation, diagnostics, verdict))
+        mlflow.set_tags(tags(config, tables, dataset, evaluation, diagnostics, verdict))
         mlflow.set_tag("mlflow.note.content", f"```\n{summary}\n```")
-        mlflow.log_params(_params(config))
+        mlflow.log_params(params(config))
         mlflow.log_input(_dataset_input(tables, dataset, config), context="training")
-        mlflow.log_metrics(_parent_metrics(tables, dataset, evaluation, diagnostics, verdict))
-        mlflow.log_metrics(_explanation_metrics(explanation))
+        mlflow.log_metrics(parent_metrics(tables, dataset, evaluation, diagnostics, verdict))
+        mlflow.log_metrics(explanation_metrics(explanation))
         mlflow.log_dict(explanation.to_json(), SEGMENTS_FILE)
         mlflow.log_dict(explanation.decisions_json(), DECISIONS_FILE)
-        _log_data(tables, config)
-        mlflow.log_dict(feature_profile(dataset).to_json(), FEATURE_PROFILE)
+        _log_data(tables, verdict.bundle, config)
         for name, figure in figures.items():
             mlflow.log_figure(figure, f"figures/{name}")
         mlflow.log_dict(
@@ -164,10 +168,10 @@ def log_value_training(
             }
         )
         mlflow.set_tag("mlflow.note.content", f"```\n{summary}\n```")
-        mlflow.log_params(_params(config))
+        mlflow.log_params(params(config))
         mlflow.log_input(_input(tables, config, {}), context="training")
-        mlflow.log_metrics(_row_counts(tables))
-        _log_data(tables, config)
+        mlflow.log_metrics(row_counts(tables))
+        _log_data(tables, served.bundle, config)
         for name, figure in figures.items():
             mlflow.log_figure(figure, f"figures/{name}")
         mlflow.log_dict({"values": values_json(values)}, "report.json")
@@ -176,58 +180,11 @@ def log_value_training(
         return _register(client, run.info.run_id, config, served)
 
 
-def _log_data(tables: Tables, config: Config) -> None:
+def _log_data(tables: Tables, bundle: ScoringBundle, config: Config) -> None:
     quality = data_quality(tables, config)
     mlflow.log_text(quality.html, PAGE)
     mlflow.log_metrics(quality.metrics)
-
-
-def _tags(
-    config: Config,
-    tables: Tables,
-    dataset: Dataset,
-    evaluation: Evaluation,
-    diagnostics: Diagnostics,
-    verdict: Verdict,
-) -> dict[str, str]:
-    tags = {
-        "gate.verdict": "champion" if verdict.promote else "not promoted",
-        "gate.policy": verdict.policy,
-        "gate.reason": verdict.reason,
-        "chosen_learner": evaluation.chosen.name,
-        "deciding_metric": DECIDING_METRIC,
-        "data.simulated": str(tables.simulated).lower(),
-        "data.digest": tables.digest,
-        "effects": "observational" if dataset.estimated else "randomised",
-        "currency": config.currency,
-    }
-    for i, step in enumerate(verdict.steps, start=1):
-        tags[f"gate.step{i}"] = step.sentence(config.currency)
-    for check in diagnostics.checks:
-        tags[f"check.{_slug(check)}"] = f"{check.outcome}: {check.text}"[:4000]
-    for i, note in enumerate([*tables.notes, *dataset.notes], start=1):
-        tags[f"note{i}"] = note[:4000]
-    return tags
-
-
-def _slug(check: Check) -> str:
-    return check.name.replace(" ", "_").replace("-", "_")
-
-
-def _params(config: Config) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-
-    def walk(value: Any, key: str) -> None:
-        if isinstance(value, dict) and value:
-            for k, v in value.items():
-                walk(v, f"{key}.{k}" if key else str(k))
-        else:
-            flat[key] = str(value)[:500]
-
-    walk(json.loads(config.model_dump_json(exclude={"offers"})), "")
-    for offer in config.offers:
-        flat[f"offers.{offer.coupon_id}"] = f"{offer.kind} {json.dumps(offer.params)}"[:500]
-    return flat
+    mlflow.log_dict(feature_profile(tables, bundle, config).to_json(), FEATURE_PROFILE)
 
 
 def _dataset_input(tables: Tables, dataset: Dataset, config: Config) -> Any:
@@ -253,57 +210,6 @@ def _input(tables: Tables, config: Config, sizes: Mapping[str, str]) -> Any:
     )
 
 
-def _parent_metrics(
-    tables: Tables,
-    dataset: Dataset,
-    evaluation: Evaluation,
-    diagnostics: Diagnostics,
-    verdict: Verdict,
-) -> dict[str, float]:
-    metrics: dict[str, float] = {
-        **estimate_metrics("test_gain_at_budget", verdict.value.gain),
-        **estimate_metrics("test_spend_at_budget", verdict.value.spend),
-        **estimate_metrics(DECIDING_METRIC, evaluation.chosen.validation),
-        "treated_share": verdict.value.treated_share,
-        "test_rows": float(evaluation.rows),
-        "overlap_min_probability": diagnostics.overlap,
-        "balance_max_abs_difference": max(
-            (abs(b.difference) for b in diagnostics.balance), default=0.0
-        ),
-    }
-    if evaluation.budget_per_row is not None:
-        metrics["budget_per_customer"] = evaluation.budget_per_row
-    if diagnostics.srm_p is not None:
-        metrics["srm_p_value"] = diagnostics.srm_p
-    metrics |= {f"check_{_slug(c)}": c.number for c in diagnostics.checks if c.number is not None}
-    for arm, effect in evaluation.effects.items():
-        metrics |= estimate_metrics(f"profit_effect_{arm}", effect)
-    for arm, effect in evaluation.outcome_effects.items():
-        metrics |= estimate_metrics(f"outcome_effect_{arm}", effect)
-    for rival, difference in evaluation.chosen.against.items():
-        metrics |= estimate_metrics(f"gain_over_{rival}", difference)
-    metrics |= _row_counts(tables)
-    metrics |= {f"exposures_{k}": float(v) for k, v in dataset.counts.items()}
-    return metrics
-
-
-def _explanation_metrics(explanation: Explanation) -> dict[str, float]:
-    value, name = explanation.value, explanation.model.name
-    return {
-        **estimate_metrics(f"{TREE}_gain_at_budget", value.gain),
-        **estimate_metrics(f"{TREE}_spend_at_budget", value.spend),
-        **estimate_metrics(f"{TREE}_less_{name}", explanation.difference),
-    }
-
-
-def _row_counts(tables: Tables) -> dict[str, float]:
-    return {
-        f"rows_{table}_{reason}": float(n)
-        for table, counts in tables.counts.items()
-        for reason, n in counts.items()
-    }
-
-
 def _log_candidate(
     candidate: Candidate, chosen: bool, tables: Tables, dataset: Dataset, config: Config
 ) -> None:
@@ -314,22 +220,15 @@ def _log_candidate(
                 "learner": candidate.name,
                 "chosen": str(chosen).lower(),
                 "deciding_metric": DECIDING_METRIC,
+                "effect_calibration": candidate.calibrating.kind,
                 "data.simulated": str(tables.simulated).lower(),
             }
         )
         mlflow.log_input(_dataset_input(tables, dataset, config), context="training")
-        metrics = {
-            **estimate_metrics(DECIDING_METRIC, candidate.validation),
-            **estimate_metrics("test_gain_at_budget", candidate.value.gain),
-            **estimate_metrics("test_spend_at_budget", candidate.value.spend),
-            **estimate_metrics("effect_calibration_slope", candidate.slope),
-            "treated_share": candidate.value.treated_share,
-            "fit_seconds": candidate.seconds,
-        }
-        for rival, difference in candidate.against.items():
-            metrics |= estimate_metrics(f"gain_over_{rival}", difference)
-        mlflow.log_metrics(metrics)
-        mlflow.log_dict({"deciles": candidate.deciles}, "uplift_by_decile.json")
+        mlflow.log_metrics(candidate_metrics(candidate))
+        mlflow.log_dict(curves_json(candidate), "curves.json")
+        if candidate.papers:
+            mlflow.log_dict(papers_json(candidate.papers), "paper_scores.json")
 
 
 def _log_response(report: ResponseReport, figures: Mapping[str, Figure]) -> None:
@@ -440,59 +339,3 @@ def _champion(client: MlflowClient, name: str) -> str | None:
         return str(client.get_model_version_by_alias(name, CHAMPION).version)
     except MlflowException:
         return None
-
-
-def report_json(
-    config: Config,
-    tables: Tables,
-    dataset: Dataset,
-    evaluation: Evaluation,
-    diagnostics: Diagnostics,
-    reports: Sequence[ResponseReport],
-    verdict: Verdict,
-) -> dict[str, Any]:
-    """The whole report as data, currency per exposure."""
-    return {
-        "simulated": tables.simulated,
-        "notes": [*tables.notes, *dataset.notes],
-        "data": {"digest": tables.digest, "rows": dict(tables.counts), **dict(dataset.counts)},
-        "effects_are": "observational" if dataset.estimated else "randomised",
-        "srm_p_value": diagnostics.srm_p,
-        "checks": [check.to_json() for check in diagnostics.checks],
-        "balance": [vars(b) for b in diagnostics.balance],
-        "effects_on_profit": {k: v.to_json() for k, v in evaluation.effects.items()},
-        "effects_on_outcome": {k: v.to_json() for k, v in evaluation.outcome_effects.items()},
-        "budget_per_customer": evaluation.budget_per_row,
-        "feature_importance": dict(evaluation.importance),
-        "candidates": [
-            {
-                "learner": c.name,
-                "chosen": c is evaluation.chosen,
-                DECIDING_METRIC: c.validation.to_json(),
-                "test_gain_at_budget": c.value.gain.to_json(),
-                "test_spend_at_budget": c.value.spend.to_json(),
-                "predicted_spend_at_budget": c.value.predicted_spend,
-                "against": {k: v.to_json() for k, v in c.against.items()},
-                "calibration_slope": c.slope.to_json(),
-                "deciles": c.deciles,
-            }
-            for c in evaluation.candidates
-        ],
-        "rivals": {k: v.gain.to_json() for k, v in evaluation.rivals.items()},
-        "rival_arms": dict(evaluation.rival_arms),
-        "response": [
-            {
-                "target": r.target,
-                "held_out": r.held_out,
-                "metrics": {k: v.to_json() for k, v in r.metrics.items()},
-                "deciles": r.deciles,
-            }
-            for r in reports
-        ],
-        "gate": {
-            "policy": verdict.policy,
-            "promote": verdict.promote,
-            "reason": verdict.reason,
-            "steps": [step.sentence(config.currency) for step in verdict.steps],
-        },
-    }

@@ -119,6 +119,15 @@ def test_mlflow_holds_runs_metrics_with_intervals_and_the_registered_bundle(
     artifacts = {f.path for f in client.list_artifacts(parent.info.run_id)}
     assert {"data_quality.html", "feature_profile.json"} <= artifacts
     assert parent.data.metrics["data_errors"] == 0
+    # Everybody whom the scorer scores, as of the training: of the same data, nothing drifted.
+    profile = client.download_artifacts(parent.info.run_id, "feature_profile.json", str(workplace))
+    arguments = ["--config", "configs/demo-small.yaml", *SETS, "--reference", profile]
+    done = run("features", "drift", *arguments, "--out", "drift.json", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    drifts = json.loads((workplace / "drift.json").read_text())
+    assert len(drifts["features"]) == 20
+    assert {d["psi"] for d in drifts["features"]} == {0.0}
+    assert drifts["customers"] == drifts["reference"]["customers"]
     version = client.get_model_version_by_alias("demo-small", "challenger")
     assert len(version.tags["bundle_sha256"]) == 64
 
