@@ -13,7 +13,7 @@ optimal vertex splits at most one customer per limit between arms (Sinha & Zoltn
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -150,6 +150,17 @@ def allocate_jointly(
         gap=bound - value,
         split=split,
     )
+
+
+def tolls(
+    limits: Sequence[Limit], prices: Mapping[str, float], shape: tuple[int, ...]
+) -> FloatArray:
+    """(n, K) what the limits' prices take off the worth of each arm: sum of price x use."""
+    total = np.zeros(shape)
+    for limit in limits:
+        if prices[limit.name] > 0.0:
+            total += prices[limit.name] * np.asarray(limit.uses, dtype=np.float64)
+    return total
 
 
 def _problem(

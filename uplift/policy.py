@@ -9,22 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from uplift.allocation import Allocation, allocate, best_arm, checked_scores, limit_of, of_arm
+from uplift.allocation import Allocation, Chunk, checked_scores, limit_of, of_arm
 from uplift.data import BoolArray, FloatArray, IntArray
 from uplift.errors import DesignError
+from uplift.limits import Limit
+from uplift.spending import (
+    affordable_share,
+    at_prices,
+    beyond,
+    left_of,
+    spend_alone,
+    spend_jointly,
+    uses_of,
+)
 
 BUCKETS = 10_000
 GLOBAL_SCOPE = "_global"
-# Chance that explored offers would pass the budget after the share was settled (see _affordable).
-_OVERRUN_CHANCE = 1e-9
 _BLOCK = 64  # bytes, of SHA-256
 
 Texts = npt.NDArray[np.object_]
@@ -111,6 +119,16 @@ class Certificate:
     """upper_bound - value."""
 
 
+class LimitUse(NamedTuple):
+    """What all offers use of a limit, exploration included, and its price at the margin: profit per
+    unit of it, 0 where it does not bind."""
+
+    name: str
+    most: float
+    used: float
+    price: float
+
+
 @dataclass(frozen=True)
 class Decisions:
     """One decision per customer, in the order of the ids. Columns (n,); money in currency."""
@@ -140,6 +158,8 @@ class Decisions:
     shadow_price: float
     certificate: Certificate | None
     """None when a shadow price was given instead of a budget."""
+    used: tuple[LimitUse, ...] = ()
+    """Of each limit besides the budget, in their order; empty with a shadow price."""
 
     @property
     def action(self) -> Texts:
@@ -202,31 +222,40 @@ def decide(
     min_profit: float = 0.0,
     eligible: BoolArray | None = None,
     offered: BoolArray | None = None,
+    in_stock: BoolArray | None = None,
+    exploration_only: BoolArray | None = None,
+    limits: Sequence[Limit] = (),
+    toll: FloatArray | None = None,
     pre_reasons: Sequence[str | None] | npt.NDArray[Any] | None = None,
 ) -> Decisions:
     """Decide for all customers of a campaign under a budget, or for some at a shadow price.
 
     reward, cost: (n, K) expected incremental profit and expected cost, currency. eligible: (n, K)
     arms that the rules allow a customer. offered: (K,) arms that the campaign still has (active,
-    in date, in stock). pre_reasons: (n,) a Reason that precedes randomisation, or None; such rows
-    get control with probability 1 and their scores are not looked at (they may be NaN).
+    in date); in_stock: (K,) likewise. exploration_only: (K,) arms that nobody knows the effect of,
+    which only draws may give. limits: what is limited besides the budget, uses of shape (n, K) or
+    (1, K), named. pre_reasons: (n,) a Reason that precedes randomisation, or None; such rows get
+    control with probability 1 and their scores are not looked at (they may be NaN).
 
     Order of things: (1) reasons before randomisation; a row without any arm left gets
-    `not_eligible` (its rules allow none), `coupon_expired` (the campaign has none of them left) or
-    `budget_exhausted` (each costs more than the whole budget); (2) holdout, global before
+    `not_eligible` (its rules allow none), `coupon_expired` (the campaign has none of them left),
+    `coupon_out_of_stock`, or `budget_exhausted` (each costs more than the whole budget, or uses
+    more than the whole of a limit); (2) holdout, global before
     campaign; (3) exploration draws among the eligible arms in order of their code, control first;
     (4) the rest take the greedy arm, or none with `below_threshold`.
 
-    With a budget (None: no limit) the explored draws are paid first and `allocate` spends the
-    rest, so the expected cost of all offers never passes it. If exploring at the wished share
-    might pass the budget, the share is lowered beforehand, by costs alone, so that the logged
-    probabilities stay true; `Decisions.shares` has the share used. Held-out and exploring
-    customers get as `greedy` what the same cut gives them; exactly equal steps are ordered by the
-    hash.
+    With a budget (None: no limit) the explored draws are paid first and the allocation spends the
+    rest, so the expected cost of all offers never passes it, nor their use of a limit the limit. If
+    exploring at the wished share might pass one, the share is lowered beforehand, by costs and
+    uses alone, so that the logged probabilities stay true; `Decisions.shares` has the share used.
+    Held-out and exploring customers get as `greedy` what the same cut gives them; exactly equal
+    steps are ordered by the hash. Under limits the cut is their prices, and the few customers whom
+    the linear optimum splits get what still fits.
 
-    With `shadow_price` nothing is solved: each customer is decided alone. Given the price and the
-    shares of a campaign's decisions, a customer gets the same, but for the marginal customer (and
-    steps that tie with it, which here are not taken) and arms dearer than the whole budget.
+    With `shadow_price` nothing is solved: each customer is decided alone. `toll` (n, K) is what
+    the prices of the limits take off each arm (`uplift.limits.tolls`). Given the prices and the
+    shares of a campaign's decisions, a customer gets the same, but for the marginal customers (and
+    steps that tie with them, which here are not taken) and arms dearer than the whole budget.
 
     Raises DesignError for shapes that do not fit, scores that are not finite, a reason that is
     none or follows randomisation, and for a budget together with a shadow price.
@@ -246,7 +275,8 @@ def decide(
     cost = np.where((reason == "")[:, None], cost, 0.0)
     reward, cost = checked_scores(reward, cost)
     limit = limit_of(budget)
-    in_draw = _remove_arms(reason, cost, eligible, offered, limit)
+    bounds = [(cost, limit), *((uses_of(each, cost.shape), float(each.most)) for each in limits)]
+    in_draw = _remove_arms(reason, eligible, offered, in_stock, bounds)
 
     everywhere = _within(shares.global_holdout, salt, GLOBAL_SCOPE, customer_ids)
     here = _within(shares.holdout, salt, campaign_id, customer_ids)
@@ -256,7 +286,9 @@ def decide(
 
     scope = f"{campaign_id}/{window_id}"
     words = _words(salt, "explore", scope, customer_ids)
-    shares = _affordable(shares, cost[randomised], in_draw[randomised], limit)
+    wished = np.arange(_bps(shares.exploration) + 1) / BUCKETS
+    share = affordable_share(wished, randomised, in_draw, bounds)
+    shares = Shares(shares.holdout, share, shares.global_holdout)
     exploring = randomised & (_scaled(words[:, 0], BUCKETS) < _bps(shares.exploration))
     drawn = np.zeros(n, dtype=np.int64)
     rows = np.flatnonzero(exploring)
@@ -264,22 +296,22 @@ def decide(
 
     lost = np.zeros(n, dtype=bool)
     allocation: Allocation | None = None
+    prices: Mapping[str, float] = {}
+    choosable = in_draw if exploration_only is None else in_draw & ~np.asarray(exploration_only)
     if shadow_price is not None:
-        greedy = best_arm(reward, cost, shadow_price, min_profit=min_profit, eligible=in_draw)
+        greedy = at_prices(reward, cost, shadow_price, toll, min_profit, choosable)
     else:
-        explored_cost = of_arm(cost, drawn)
-        lost = _beyond(limit, explored_cost, words[:, 1])
-        explored = math.fsum(explored_cost[~lost].tolist())
-        allocation = allocate(
-            reward,
-            cost,
-            budget=_left(limit, explored),
-            min_profit=min_profit,
-            eligible=in_draw,
-            charged=randomised & ~exploring,
-            # Independent of the first word, which says who explores.
-            tie_order=words[:, 1],
-        )
+        for use, most in bounds:
+            lost |= beyond(most, np.where(lost, 0.0, of_arm(use, drawn)), words[:, 1])
+        kept = np.where(lost, 0, drawn)
+        left = [left_of(most, math.fsum(of_arm(use, kept).tolist())) for use, most in bounds]
+        # Independent of the first word, which says who explores.
+        whole = Chunk(reward, cost, choosable, randomised & ~exploring, words[:, 1])
+        if limits:
+            rest = [replace(each, most=most) for each, most in zip(limits, left[1:], strict=True)]
+            allocation, prices = spend_jointly(whole, left[0], rest, min_profit)
+        else:
+            allocation = spend_alone(whole, left[0], min_profit)
         greedy, shadow_price = allocation.choice, allocation.shadow_price
 
     arm = np.where(exploring, drawn, np.where(randomised, greedy, 0))
@@ -302,6 +334,8 @@ def decide(
             upper_bound=allocation.upper_bound,
             gap=allocation.gap,
         )
+    sent = np.where(is_offer, arm, 0)
+    used = [math.fsum(of_arm(use, sent).tolist()) for use, _ in bounds[1:]]
     pooled = assignment_probs(greedy, in_draw, shares)[np.arange(n), arm]
     return Decisions(
         customer_id=np.array(customer_ids, dtype=object),
@@ -319,6 +353,11 @@ def decide(
         shares=shares,
         shadow_price=shadow_price,
         certificate=certificate,
+        used=tuple(
+            LimitUse(each.name, each.most, amount, prices[each.name])
+            for each, amount in zip(limits, used, strict=True)
+            if prices
+        ),
     )
 
 
@@ -388,67 +427,32 @@ def _checked_reasons(given: Sequence[str | None] | npt.NDArray[Any] | None, n: i
 
 def _remove_arms(
     reason: Texts,
-    cost: FloatArray,
     eligible: BoolArray | None,
     offered: BoolArray | None,
-    limit: float,
+    in_stock: BoolArray | None,
+    bounds: Sequence[tuple[FloatArray, float]],
 ) -> BoolArray:
-    """(n, K) arms that take part in the draw; sets the reason of customers who have none left."""
-    n, arms = cost.shape
-    left = np.ones((n, arms), dtype=bool) if eligible is None else np.array(eligible, dtype=bool)
-    active = np.ones(arms, dtype=bool) if offered is None else np.asarray(offered, dtype=bool)
-    if left.shape != (n, arms):
+    """(n, K) arms that take part in the draw; sets the reason of customers who have none left.
+
+    bounds: (uses, most) of the budget and of every limit.
+    """
+    n, arms = shape = bounds[0][0].shape
+    left = np.ones(shape, dtype=bool) if eligible is None else np.array(eligible, dtype=bool)
+    if left.shape != shape:
         raise DesignError(f"eligible: expected shape {(n, arms)}, found {left.shape}.")
-    if active.shape != (arms,):
-        raise DesignError(f"offered: expected shape {(arms,)}, found {active.shape}.")
     left &= (reason == "")[:, None]
     if arms:
         reason[(reason == "") & ~left.any(axis=1)] = Reason.NOT_ELIGIBLE
-    left &= active
-    reason[(reason == "") & ~left.any(axis=1)] = Reason.COUPON_EXPIRED
-    left &= cost <= limit
+    for name, arms_left, code in (
+        ("offered", offered, Reason.COUPON_EXPIRED),
+        ("in_stock", in_stock, Reason.COUPON_OUT_OF_STOCK),
+    ):
+        there = np.ones(arms, dtype=bool) if arms_left is None else np.asarray(arms_left, bool)
+        if there.shape != (arms,):
+            raise DesignError(f"{name}: expected shape {(arms,)}, found {there.shape}.")
+        left &= there
+        reason[(reason == "") & ~left.any(axis=1)] = code
+    for use, most in bounds:
+        left &= use <= most
     reason[(reason == "") & ~left.any(axis=1)] = Reason.BUDGET_EXHAUSTED
     return left
-
-
-def _affordable(shares: Shares, cost: FloatArray, in_draw: BoolArray, limit: float) -> Shares:
-    """Shares whose explored offers stay within the budget, judged by costs and not by draws.
-
-    The explored cost is a sum of independent terms in [0, c]; by Bernstein's inequality (1924) it
-    passes mean + c L / 3 + sqrt((c L / 3)^2 + 2 variance L) with a chance below exp(-L). The
-    largest share whose bound is within the budget is used, or the wished one where even the
-    dearest arm for everyone is within it.
-    """
-    payable = np.where(in_draw, cost, 0.0)
-    if payable.max(axis=1, initial=0.0).sum() <= limit:
-        return shares
-    arms = in_draw.sum(axis=1) + 1
-    mean = float((payable.sum(axis=1) / arms).sum())
-    square = float(((payable**2).sum(axis=1) / arms).sum())
-    share = np.arange(_bps(shares.exploration) + 1) / BUCKETS
-    level = -math.log(_OVERRUN_CHANCE)
-    reach = float(payable.max(initial=0.0)) * level / 3.0
-    bound = share * mean + reach + np.sqrt(reach**2 + 2.0 * share * square * level)
-    bound[0] = 0.0
-    used = float(share[np.flatnonzero(bound <= limit)[-1]])
-    return Shares(shares.holdout, used, shares.global_holdout)
-
-
-def _beyond(limit: float, explored_cost: FloatArray, order: Words) -> BoolArray:
-    """(n,) explored offers that the budget can't pay after all, of chance 1e-9: last in hash order.
-
-    Such an offer keeps its assigned arm in the log, as one that lost the race at commit.
-    """
-    lost = np.zeros(len(explored_cost), dtype=bool)
-    if math.fsum(explored_cost.tolist()) > limit:
-        sequence = np.argsort(order)
-        lost[sequence] = np.cumsum(explored_cost[sequence]) * (1.0 + 1e-9) > limit
-        lost &= explored_cost > 0.0
-    return lost
-
-
-def _left(limit: float, explored: float) -> float:
-    """The budget that exploration leaves; a hair less, so that the rounded total keeps to it."""
-    if math.isinf(limit) or explored == 0.0:
-        return limit
-    return max(0.0, limit - explored - 4.0 * math.ulp(limit))

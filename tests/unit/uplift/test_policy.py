@@ -319,7 +319,7 @@ def test_a_share_the_budget_cannot_bear_is_lowered_before_the_draw() -> None:
 def test_an_explored_offer_the_budget_cannot_pay_keeps_its_arm_in_the_log(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(policy, "_affordable", lambda shares, *_: shares)
+    monkeypatch.setattr(policy, "affordable_share", lambda wished, *_: float(wished[-1]))
     d = campaign(shares=Shares(exploration=1.0), budget=100.0)
     lost = d.reason == Reason.BUDGET_EXHAUSTED
     assert lost.any()
