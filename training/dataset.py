@@ -226,7 +226,8 @@ def _costs(frame: pd.DataFrame, offers: tuple[Offer, ...]) -> FloatArray:
         if offer.shows_as_discount or offer.max_face_cost == 0:
             coupon = frame["coupon_discount"].to_numpy()
         elif offer.max_face_cost is not None:
-            coupon = frame["redeemed"].to_numpy() * offer.max_face_cost
+            used = 1.0 if offer.coupon.certain else frame["redeemed"].to_numpy()
+            coupon = used * np.full(len(frame), offer.max_face_cost)
         elif np.isnan(logged[mine]).any():
             raise DataError(
                 "exposures.cost",
@@ -236,7 +237,7 @@ def _costs(frame: pd.DataFrame, offers: tuple[Offer, ...]) -> FloatArray:
             )
         else:
             coupon = np.zeros(len(frame))
-        cost[mine] = offer.contact_cost + coupon[mine]
+        cost[mine] = offer.contact_cost + coupon[mine] * offer.funded_share
     return np.where(np.isnan(logged) | (frame["arm"] == "control"), cost, logged)
 
 
@@ -307,6 +308,10 @@ def _outcomes(
     net = rows["net"].to_numpy(dtype=float)
     profit = net - (1 - margin) * rows["listed"].to_numpy(dtype=float) - contact
     profit = profit - np.where(discount, 0.0, np.maximum(cost - contact, 0.0))
+    funded = np.array([1.0, *(o.funded_share for o in offers)])[arm]
+    # What partners bear of a discount comes back.
+    taken = rows["coupon_discount"].to_numpy(dtype=float)
+    profit = profit + np.where(discount, (1.0 - funded) * taken, 0.0)
     return (profit if outcome.kind == "profit" else net), profit, converted
 
 

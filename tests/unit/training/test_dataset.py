@@ -12,6 +12,7 @@ from features.config import Config
 from features.errors import ConfigError, DataError
 from features.sources import open_source
 from tests.unit.training.shops import (
+    OFFERS,
     config_of,
     exposure,
     line,
@@ -128,6 +129,29 @@ def test_every_window_still_open(tmp_path: Path) -> None:
     source = {"kind": "files", "path": str(folder), "complete_until": "2026-01-11"}
     with pytest.raises(DataError, match=r"found none of 6 \(6 still open\)"):
         build(config_of(folder, source=source))
+
+
+def test_what_partners_bear_comes_back(tmp_path: Path) -> None:
+    """Half of c5 is funded: b's five off cost 2.5, and 2.5 of profit come back."""
+    offers = [dict(o, funded_share=0.5) if o["coupon_id"] == "c5" else o for o in OFFERS]
+    data = build(config_of(shop(tmp_path / "t"), offers=offers)).training
+    np.testing.assert_allclose(data.reward, [14.0, 13.4, 20.8, -0.1, 0.0], atol=1e-12)
+    np.testing.assert_allclose(data.cost, [0.0, 2.6, 3.2, 0.1, 0.0], atol=1e-12)
+
+
+def test_what_is_paid_with_the_grant_is_paid_by_everyone_who_got_it(tmp_path: Path) -> None:
+    folder = shop(tmp_path / "t")
+    write(
+        folder,
+        exposures=[exposure(1, "a", "control"), exposure(2, "b", "salon"), exposure(3, "c", "vip")],
+    )
+    salon = {"coupon_id": "salon", "kind": "non_cash", "contact_cost": 0.1}
+    offers = [
+        {**salon, "params": {"unit_cost": 30, "cost_on": "grant"}},
+        {**salon, "coupon_id": "vip", "params": {"unit_cost": 30}},
+    ]
+    data = build(config_of(folder, offers=offers)).training
+    np.testing.assert_allclose(data.cost, [0.0, 30.1, 0.1], atol=1e-12)
 
 
 def test_a_gift_without_a_bound_needs_logged_costs(tmp_path: Path) -> None:
