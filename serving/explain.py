@@ -48,7 +48,8 @@ def explain(scorer: Scorer, ids: Sequence[str], most: int = 5) -> list[Explained
         dtype=np.int64,
     )
     step = max(1, len(people) // BACKGROUND_ROWS)
-    explainer = Explainer(bundle.effects, np.array(people.X[::step][:BACKGROUND_ROWS]))
+    background = np.array(people.X[::step][:BACKGROUND_ROWS])
+    explainer = Explainer(bundle.effects, background, bundle.effect_calibration)
     told = explainer.why(np.array(people.X[rows]), arm, bundle.schema, most)
     return [
         Explained(d, bundle.arms[k - 1], why) if there else Explained(d, None, None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -13,53 +12,82 @@ from features.config import Config
 from training.dataset import Dataset
 from training.fit import Models
 from uplift.bundle import Money, ScoringBundle
+from uplift.calibration import Calibration, cross_calibrated, fit_calibration
 from uplift.costs import calibrate_costs, calibrated
 from uplift.data import BoolArray, FloatArray, TrainingSet, stream
+from uplift.effect_report import EffectReport, recommended
 from uplift.effects import EffectModel
 from uplift.evaluation import (
     NO_OFFER,
     PolicyValue,
     Predictions,
     Scored,
+    against,
     choose_rivals,
     model_policy,
     rival_policies,
+    solve,
 )
+from uplift.gain_curve import GainCurve, gain_curve
 from uplift.importance import importance
+from uplift.learners.base import Fitted
 from uplift.nuisances import Problem, doubly_robust, realised
-from uplift.scores import (
-    Estimate,
-    ScoreMatrix,
-    calibration_slope,
-    clustered_mean,
-    decile_table,
-    qini_curve,
-)
+from uplift.papers import PaperScore, paper_scores
+from uplift.scores import Estimate, ScoreMatrix, clustered_mean
 
 IMPORTANCE_ROWS = 1000
+# A step of an isotonic calibration rests on at least this share of the rows.
+STEP_SHARE = 0.02
+# Costs are not raised by more than this factor, whatever few training rows say.
+MOST_COST_RATIO = 2.0
 DECIDING_METRIC = "validation_gain_at_budget"
 
 
 @dataclass(frozen=True)
+class Calibrating:
+    """What the training rows, out of fold, asked of a learner's effects and costs.
+
+    slope   of the effects as they were learned, of the recommended arms: 1 when calibrated
+    kind    none, linear or isotonic: what was done about it
+    cost_ratio  what the policy at the budget cost over what was predicted, where that was more
+    """
+
+    slope: Estimate
+    kind: str
+    cost_ratio: float
+
+
+@dataclass(frozen=True)
 class Candidate:
-    """One learner's policy at the budget.
+    """One learner's policy at the budget, with calibrated effects and costs where needed.
 
     validation   gain per row on the training rows, out of fold: what the choice is made by
     value        on the test rows
-    against      paired differences to the rivals at equal cost, on the test rows
-    slope        calibration of the effect of the recommended arm; deciles, of the same
-    curve        cost and gain per row along the ranking by net value
+    against      paired differences to the rivals on the test rows, at equal realised cost
+    report       of the effects of the recommended arms, on the test rows
+    gains        what the policy brings at every budget, on the test rows
+    papers       scores as papers print them, by arm; for comparison with papers only
+    price        shadow price on the training rows: profit per currency of cost at the margin
+    oof          (n, K) calibrated effects of the training rows, out of fold
     """
 
     name: str
     bundle: ScoringBundle
+    calibrating: Calibrating
     validation: Estimate
     value: PolicyValue
     against: Mapping[str, Estimate]
-    slope: Estimate
-    deciles: list[dict[str, Any]]
-    curve: tuple[FloatArray, FloatArray]
+    report: EffectReport
+    gains: GainCurve = field(repr=False)
+    papers: Mapping[str, Mapping[str, PaperScore]] = field(repr=False)
+    price: float
+    oof: FloatArray = field(repr=False)
     seconds: float
+
+    @property
+    def slope(self) -> Estimate:
+        """Calibration slope on the test rows: 1 when calibrated."""
+        return self.report.line.b
 
 
 @dataclass(frozen=True)
@@ -98,9 +126,10 @@ def make_bundle(
     policy: str,
     offered: tuple[bool, ...] | None = None,
     calibration: FloatArray | None = None,
+    effect_calibration: Calibration | None = None,
 ) -> ScoringBundle:
-    """The bundle that would serve these effects; `offered` defaults to the active offers, and
-    `calibration` of the costs to none."""
+    """The bundle that would serve these effects; `offered` defaults to the active offers,
+    `calibration` of the costs and `effect_calibration` to none."""
     active = tuple(offer.active for offer in models.offers)
     return ScoringBundle(
         schema=models.train.schema,
@@ -112,6 +141,7 @@ def make_bundle(
         cost_calibration=np.tile([0.0, 1.0, 0.0], (len(active), 1))
         if calibration is None
         else calibration,
+        effect_calibration=effect_calibration,
         response=models.response.model,
         money=money_of(config),
         frozen=json.loads(dataset.frozen.to_json()),
@@ -170,20 +200,12 @@ def evaluate(models: Models, dataset: Dataset, config: Config, population: int) 
     test_costs = models.costs.model.predict(test.X, threads)
     on_test = scored_rows(test, money, test_costs, money.mean_on(test.X), test.reward)
     candidates = []
-    for name, fitted in models.learners.items():
-        calibration = calibrate_costs(train, models.costs.oof, fitted.oof)
-        bundle = make_bundle(models, dataset, config, fitted.model, name, calibration=calibration)
-        held = out_of_fold(bundle, fitted.oof, models)
-        validation = on_train.gain.gain(
-            model_policy(held, per_row, config.policy.min_incremental_profit)
-        )
-        rival_arms = choose_rivals(on_train, held, per_row)
-        candidates.append(
-            _judge(name, bundle, validation, rival_arms, models, on_test, per_row, config)
-        )
+    for fitted in models.learners.values():
+        prepared = calibrate(fitted, models, dataset, config, on_train, per_row)
+        candidates.append(_judge(prepared, models, config, on_train, on_test, per_row))
     chosen = max(candidates, key=lambda c: c.validation.value)
     predictions = predict(chosen.bundle, test, threads)
-    held = out_of_fold(chosen.bundle, models.learners[chosen.name].oof, models)
+    held = out_of_fold(chosen.bundle, chosen.oof, models)
     arms = choose_rivals(on_train, held, per_row)
     spend = chosen.value.predicted_spend
     rivals = {
@@ -221,7 +243,7 @@ def _importance(bundle: ScoringBundle, test: TrainingSet, config: Config) -> dic
     some = rng.choice(len(test), min(len(test), IMPORTANCE_ROWS), replace=False)
     names = bundle.schema.names
     # Threads cost more than they bring on so few rows.
-    return importance(bundle.effects, test.X[some], names, rng, threads=1)
+    return importance(bundle.calibrated_effects, test.X[some], names, rng, threads=1)
 
 
 def _effects(matrix: ScoreMatrix, data: TrainingSet, names: list[str]) -> dict[str, Estimate]:
@@ -247,36 +269,121 @@ def out_of_fold(bundle: ScoringBundle, cate: FloatArray, models: Models) -> Pred
     )
 
 
-def _judge(
-    name: str,
-    bundle: ScoringBundle,
-    validation: Estimate,
-    rival_arms: Mapping[str, int],
+@dataclass(frozen=True)
+class Prepared:
+    """A learner as it would be served. `oof` (n, K): its effects of the training rows, out of
+    fold, calibrated by what the other folds show."""
+
+    bundle: ScoringBundle
+    oof: FloatArray
+    calibrating: Calibrating
+
+
+def calibrate(
+    fitted: Fitted,
     models: Models,
+    dataset: Dataset,
+    config: Config,
+    on_train: Scored,
+    per_row: float | None,
+) -> Prepared:
+    """The bundle of a learner, with its effects and costs calibrated where the training rows, out
+    of fold, ask for it; no test row is looked at.
+
+    Effects: where the interval of the slope misses 1 (`training.gate.calibration: auto`). Costs:
+    whom a policy chooses is whom it thinks cheap, so it costs more than predicted; what it costs
+    on the training rows is asked for from then on.
+    """
+    train = models.train
+
+    def bundle_of(oof: FloatArray, effects: Calibration | None, ratio: float) -> ScoringBundle:
+        costs = ratio * calibrate_costs(train, models.costs.oof, oof)
+        return make_bundle(
+            models,
+            dataset,
+            config,
+            fitted.model,
+            fitted.name,
+            calibration=costs,
+            effect_calibration=effects,
+        )
+
+    oof, through = fitted.oof, None
+    bundle = bundle_of(oof, None, 1.0)
+    slope = recommended(out_of_fold(bundle, oof, models), on_train.gain).line.b
+    kind = config.training.gate.calibration
+    if kind == "auto":
+        kind = "none" if slope.se == 0 or slope.lo <= 1 <= slope.hi else "linear"
+    if kind != "none":
+        problem = models.outcome
+        possible = (train.assignment[:, 1:] > 0) & (train.assignment[:, :1] > 0)
+        least = max(2, round(STEP_SHARE * len(train)))
+        through = fit_calibration(kind, oof, problem.gamma, possible, min_rows=least)
+        oof = cross_calibrated(kind, oof, problem.gamma, problem.fold, possible, min_rows=least)
+        bundle = bundle_of(oof, through, 1.0)
+    ratio = 1.0
+    if per_row is not None:
+        held = out_of_fold(bundle, oof, models)
+        policy = model_policy(held, per_row, config.policy.min_incremental_profit)
+        ratio = _cost_ratio(on_train, policy, held.cost)
+        bundle = bundle_of(oof, through, ratio)
+    return Prepared(bundle, oof, Calibrating(slope, kind, ratio))
+
+
+def _cost_ratio(on_train: Scored, policy: FloatArray, cost: FloatArray) -> float:
+    """Measured over predicted cost of a policy, between 1 and MOST_COST_RATIO."""
+    predicted = float((policy * cost).sum(axis=1).mean())
+    measured = on_train.spend.gain(policy).value
+    return min(max(measured / predicted, 1.0), MOST_COST_RATIO) if predicted > 0 else 1.0
+
+
+def _judge(
+    prepared: Prepared,
+    models: Models,
+    config: Config,
+    on_train: Scored,
     on_test: Scored,
     per_row: float | None,
-    config: Config,
 ) -> Candidate:
+    bundle, least = prepared.bundle, config.policy.min_incremental_profit
+    held = out_of_fold(bundle, prepared.oof, models)
+    choice, price = solve(held, per_row, least)
     p = predict(bundle, models.test, config.training.threads)
-    policy = model_policy(p, per_row, config.policy.min_incremental_profit)
-    value = on_test.value(name, policy, p.cost)
-    rivals = rival_policies(p, rival_arms, value.predicted_spend)
-    masked = np.where(p.allowed, p.reward, -np.inf)
-    best = masked.argmax(axis=1)
-    rows = np.flatnonzero(np.isfinite(masked.max(axis=1)))
-    tau = masked[rows, best[rows]]
-    cost = p.cost[rows, best[rows]]
-    gamma = on_test.gain.gamma
-    contrast = gamma[rows, best[rows] + 1] - gamma[rows, 0]
-    cluster = on_test.gain.cluster[rows]
+    policy = model_policy(p, per_row, least)
+    value = on_test.value(bundle.policy, policy, p.cost)
+    rivals = rival_policies(p, choose_rivals(on_train, held, per_row), value.predicted_spend)
     return Candidate(
-        name,
-        bundle,
-        validation,
-        value,
-        {rival: on_test.gain.compare(policy, other) for rival, other in rivals.items()},
-        calibration_slope(tau, contrast, cluster),
-        decile_table(tau, contrast, tau, cluster),
-        qini_curve(tau / np.maximum(cost, 1e-9), contrast, cost),
-        models.seconds[name],
+        name=bundle.policy,
+        bundle=bundle,
+        calibrating=prepared.calibrating,
+        validation=on_train.gain.gain(choice),
+        value=value,
+        against=against(on_test, policy, rivals, price),
+        report=recommended(p, on_test.gain, config.training.seed),
+        gains=gain_curve(
+            on_test.gain,
+            p.reward,
+            p.cost,
+            spend=on_test.spend,
+            min_profit=least,
+            eligible=p.allowed,
+        ),
+        papers=_papers(p, models.test),
+        price=price,
+        oof=prepared.oof,
+        seconds=models.seconds[bundle.policy],
     )
+
+
+def _papers(p: Predictions, test: TrainingSet) -> dict[str, dict[str, PaperScore]]:
+    """Scores of papers by arm, of the given outcome; none where probabilities vary, since those
+    scores know no probabilities."""
+    if np.ptp(test.assignment, axis=0).max() > 1e-9:
+        return {}
+    found = {}
+    for k, name in enumerate(test.arms, start=1):
+        rows = np.flatnonzero((test.arm == 0) | (test.arm == k))
+        treated: BoolArray = test.arm[rows] == k
+        if treated.any() and not treated.all():
+            found[name] = paper_scores(p.reward[rows, k - 1], treated, test.y[rows])
+    return found

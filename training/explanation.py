@@ -17,12 +17,11 @@ from features.config import Config
 from training.dataset import Dataset
 from training.evaluate import Candidate, Evaluation, out_of_fold, scored_rows
 from training.fit import Models
-from uplift.allocation import allocate
 from uplift.contributions import Explainer, Why
 from uplift.data import FloatArray, stream
 from uplift.evaluation import PolicyValue
 from uplift.policy_tree import PolicyTree, fit_policy_tree
-from uplift.scores import Estimate, ScoreMatrix, one_hot
+from uplift.scores import Estimate, one_hot
 from uplift.segments import Segment, segments
 
 TREE = "policy_tree"
@@ -100,15 +99,9 @@ def explain(
     about the features that the model itself rests on most.
     """
     train, test, chosen = models.train, models.test, evaluation.chosen
-    held = out_of_fold(chosen.bundle, models.learners[chosen.name].oof, models)
+    held = out_of_fold(chosen.bundle, chosen.oof, models)
     per_row = evaluation.budget_per_row
-    price = allocate(
-        held.reward,
-        held.cost,
-        budget=None if per_row is None else per_row * len(train),
-        min_profit=config.policy.min_incremental_profit,
-        eligible=held.allowed,
-    ).shadow_price
+    price = chosen.price
     on_train = scored_rows(train, models.money, models.costs.oof, models.money.mu, train.reward)
     contrast = on_train.gain.gamma[:, 1:] - on_train.gain.gamma[:, :1]
     _, code, count = np.unique(train.cluster, return_inverse=True, return_counts=True)
@@ -134,7 +127,7 @@ def explain(
     scored, predictions = evaluation.scored, evaluation.predictions
     policy = one_hot(tree.choice(test.X), test.n_arms) * predictions.allowed
     rival = chosen.value.policy
-    charged = ScoreMatrix(scored.gain.gamma - price * scored.spend.gamma, scored.gain.cluster)
+    charged = scored.gain.charged(scored.spend, price)
     missing = set(np.flatnonzero(np.isnan(train.X).any(axis=0)).tolist())
     found = segments(
         tree, test.X, scored.gain, predictions.allowed, schema, list(test.arms), missing
@@ -169,7 +162,8 @@ def _decisions(
     rows = order[np.unique(np.linspace(0, len(order) - 1, DECISIONS).astype(int))]
     background = train.X[rng.permutation(len(train))[:BACKGROUND_ROWS]]
     arm = policy[rows].argmax(axis=1) + 1
-    explainer = Explainer(chosen.bundle.effects, background)
+    bundle = chosen.bundle
+    explainer = Explainer(bundle.effects, background, bundle.effect_calibration)
     told = explainer.why(test.X[rows], arm, test.schema)
     return [(test.arms[k - 1], why) for k, why in zip(arm.tolist(), told, strict=True)]
 

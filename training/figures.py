@@ -16,7 +16,7 @@ from training.explanation import Explanation
 from training.gate import Verdict
 from training.responses import ResponseReport
 from training.value import ValueReport
-from uplift.evaluation import NO_OFFER, RIVALS
+from uplift.evaluation import NO_OFFER, RANDOM, RIVALS, random_policy
 from uplift.scores import Estimate
 
 INK, ACCENT, MUTED = "#1b3a57", "#d1495b", "#8d99ae"
@@ -38,7 +38,9 @@ def all_figures(
     rcdefaults()
     figures = {
         "leaderboard.png": leaderboard(evaluation, verdict, currency, subtitle),
-        "qini_over_cost.png": qini(evaluation, currency, subtitle),
+        "qini_over_cost.png": gain_over_cost(evaluation, currency, subtitle),
+        "qini.png": over_share(evaluation.chosen, "qini", currency, subtitle),
+        "toc.png": over_share(evaluation.chosen, "toc", currency, subtitle),
         "uplift_by_decile.png": deciles(evaluation.chosen, currency, subtitle),
         "effect_calibration.png": calibration(evaluation.chosen, currency, subtitle),
         "features.png": features(evaluation, subtitle),
@@ -106,45 +108,75 @@ def leaderboard(evaluation: Evaluation, verdict: Verdict, currency: str, subtitl
     return figure
 
 
-def qini(evaluation: Evaluation, currency: str, subtitle: str) -> Figure:
-    """Gain over cost along each learner's ranking, and the rivals at the budget."""
+def gain_over_cost(evaluation: Evaluation, currency: str, subtitle: str) -> Figure:
+    """What every budget brings, by each learner's choice of customers and arms; the rivals at the
+    configured budget."""
     figure, axes = _axes("Incremental profit over what the offers cost", subtitle)
     for c in evaluation.candidates:
         chosen = c is evaluation.chosen
-        axes.plot(
-            c.curve[0] * PER,
-            c.curve[1] * PER,
-            label=c.name,
-            linewidth=2.2 if chosen else 1.1,
-            color=ACCENT if chosen else None,
-            zorder=3 if chosen else 2,
+        rows = c.gains.curve()
+        cost, gain, lo, hi = (
+            np.array([row[key] for row in rows]) * PER for key in ("budget", "value", "lo", "hi")
         )
-    cost, gain = evaluation.chosen.curve
-    axes.plot([0, cost[-1] * PER], [0, gain[-1] * PER], "--", color=MUTED, label="at random")
+        colour = ACCENT if chosen else None
+        width = 2.2 if chosen else 1.1
+        axes.plot(
+            cost, gain, label=c.name, linewidth=width, color=colour, zorder=3 if chosen else 2
+        )
+        if chosen:
+            axes.fill_between(cost, lo, hi, color=ACCENT, alpha=0.12, linewidth=0)
+    p, scored = evaluation.predictions, evaluation.scored
+    everyone = random_policy(p, None)
+    at_random = scored.value(RANDOM, everyone, p.cost)
+    axes.plot(
+        [0, at_random.predicted_spend * PER],
+        [0, at_random.gain.value * PER],
+        "--",
+        color=MUTED,
+        label="at random",
+    )
     for name, value in evaluation.rivals.items():
         if name in RIVALS:
-            axes.plot(value.predicted_spend * PER, value.gain.value * PER, "x", color=MUTED)
+            place = (value.predicted_spend * PER, value.gain.value * PER)
+            axes.plot(*place, "x", color=MUTED)
             axes.annotate(
-                name,
-                (value.predicted_spend * PER, value.gain.value * PER),
-                fontsize=7,
-                color=MUTED,
-                xytext=(4, -3),
-                textcoords="offset points",
+                name, place, fontsize=7, color=MUTED, xytext=(4, -3), textcoords="offset points"
             )
     if evaluation.budget_per_row is not None:
-        axes.axvline(evaluation.budget_per_row * PER, color=INK, linewidth=0.8, linestyle=":")
-        axes.text(
-            evaluation.budget_per_row * PER,
-            axes.get_ylim()[1],
-            " budget",
-            fontsize=8,
-            color=INK,
-            va="top",
-        )
+        at = evaluation.budget_per_row * PER
+        axes.axvline(at, color=INK, linewidth=0.8, linestyle=":")
+        axes.text(at, axes.get_ylim()[1], " budget", fontsize=8, color=INK, va="top")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xlabel(f"expected cost per {PER:,} exposures, {currency}")
     axes.set_ylabel(f"incremental profit per {PER:,}, {currency}")
+    axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def over_share(candidate: Candidate, kind: str, currency: str, subtitle: str) -> Figure:
+    """`qini`: what offers to the first share of the ranking bring; `toc`: how much more the first
+    share gains than all. With 95% intervals; a ranking that says nothing is a straight line."""
+    title, label = {
+        "qini": (
+            "What reaching the most responsive customers first brings",
+            f"incremental profit per {PER:,} customers in all, {currency}",
+        ),
+        "toc": (
+            "How much more the first customers gain than the average one",
+            f"effect per {PER:,} of them above the average, {currency}",
+        ),
+    }[kind]
+    figure, axes = _axes(f"{title} ({candidate.name})", subtitle)
+    rows = candidate.report.curves[kind]
+    share = np.array([row["q"] for row in rows]) * 100
+    value, lo, hi = (np.array([row[key] for row in rows]) * PER for key in ("value", "lo", "hi"))
+    axes.plot(share, value, color=ACCENT, linewidth=2, label="ranked by predicted effect")
+    axes.fill_between(share, lo, hi, color=ACCENT, alpha=0.12, linewidth=0, label="95% interval")
+    if kind == "qini":
+        axes.plot([0, 100], [0, value[-1]], "--", color=MUTED, label="at random")
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xlabel("customers reached, % of all, highest predicted effect first")
+    axes.set_ylabel(label)
     axes.legend(fontsize=8, frameon=False)
     return figure
 
@@ -154,13 +186,17 @@ def deciles(candidate: Candidate, currency: str, subtitle: str) -> Figure:
     figure, axes = _axes(
         f"Measured effect by decile of predicted effect ({candidate.name})", subtitle
     )
-    part = [row["part"] for row in candidate.deciles]
-    value = np.array([row["value"] for row in candidate.deciles])
-    half = np.array([row["hi"] for row in candidate.deciles]) - value
+    part = [row["part"] for row in candidate.report.deciles]
+    value = np.array([row["value"] for row in candidate.report.deciles])
+    half = np.array([row["hi"] for row in candidate.report.deciles]) - value
     axes.bar(part, value, color=INK, alpha=0.85, label="measured, 95% interval")
     axes.errorbar(part, value, yerr=half, fmt="none", ecolor=MUTED, capsize=3)
     axes.plot(
-        part, [r["predicted"] for r in candidate.deciles], "o-", color=ACCENT, label="predicted"
+        part,
+        [r["predicted"] for r in candidate.report.deciles],
+        "o-",
+        color=ACCENT,
+        label="predicted",
     )
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(part)
@@ -178,9 +214,9 @@ def calibration(candidate: Candidate, currency: str, subtitle: str) -> Figure:
         f"[{slope.lo:.2f}, {slope.hi:.2f}]",
         subtitle,
     )
-    predicted = np.array([row["predicted"] for row in candidate.deciles])
-    value = np.array([row["value"] for row in candidate.deciles])
-    half = np.array([row["hi"] for row in candidate.deciles]) - value
+    predicted = np.array([row["predicted"] for row in candidate.report.deciles])
+    value = np.array([row["value"] for row in candidate.report.deciles])
+    half = np.array([row["hi"] for row in candidate.report.deciles]) - value
     axes.errorbar(predicted, value, yerr=half, fmt="o", color=INK, capsize=3)
     low, high = float(predicted.min()), float(predicted.max())
     axes.plot([low, high], [low, high], "--", color=ACCENT, label="calibrated")

@@ -136,7 +136,7 @@ def run(config: Config, progress: Callable[[str], None]) -> Training | ValueTrai
         dataset.training.customer,
         models.is_test,
         chosen.name,
-        models.learners[chosen.name].oof,
+        chosen.oof,
         chosen.slope,
     )
     explanation = explain(models, dataset, evaluation, config)

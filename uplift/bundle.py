@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from lightgbm.basic import LightGBMError
 
+from uplift.calibration import Calibrated, Calibration
 from uplift.costs import calibrated
 from uplift.data import Float32Array, FloatArray, Schema
 from uplift.effects import EffectModel
@@ -60,7 +61,7 @@ class Money:
     profit      r = cate
     conversion, column   r = value * cate - cost
     spend       r = margin * cate - (1 - margin) * coupon cost that shows as a discount
-                    - contact - other coupon cost
+                    - contact - other coupon cost; what partners bear of a discount comes back
     """
 
     kind: str
@@ -75,7 +76,9 @@ class Money:
             contact = np.array([o.contact_cost for o in offers])
             discount = np.array([o.shows_as_discount for o in offers])
             coupon = np.maximum(cost - contact, 0)
-            paid = np.where(discount, (1 - self.margin) * coupon, coupon)
+            # The cost is the share s of the discount that we bear: less margin on the whole of it.
+            share = np.maximum([o.funded_share for o in offers], 1e-9)
+            paid = np.where(discount, (1 - self.margin / share) * coupon, coupon)
             out: FloatArray = self.margin * cate - paid - contact
             return out
         return self.value * cate - cost
@@ -85,6 +88,8 @@ class Money:
 class ScoringBundle:
     """A policy's models. `policy` names the learner, or the fallback that took its place.
 
+    `effect_calibration` maps what `effects` predict to the effects that decide, where training
+    found that needed; `cost_calibration` belongs to the latter.
     `offered` (K,) says which arms may be sent: retired coupons and arms that a fallback leaves
     out are False. `frozen` and `features` are handed to the feature builder as they are. A source
     without exposures gives no arms and no `response`, one without value targets no `values`.
@@ -103,6 +108,7 @@ class ScoringBundle:
     features: Mapping[str, Any]
     info: Mapping[str, Any] = field(default_factory=dict)
     values: ValueModels | None = None
+    effect_calibration: Calibration | None = None
     golden: Float32Array | None = None
     sha256: str = ""
 
@@ -110,6 +116,13 @@ class ScoringBundle:
     def arms(self) -> tuple[str, ...]:
         """Coupon ids in the order of the columns."""
         return tuple(o.coupon_id for o in self.offers)
+
+    @property
+    def calibrated_effects(self) -> EffectModel | Calibrated:
+        """The effects that decide, in units of the outcome."""
+        if self.effect_calibration is None:
+            return self.effects
+        return Calibrated(self.effects, self.effect_calibration)
 
     def score(self, X: Float32Array, threads: int = 0) -> Scores:
         """Scores of n customers, X (n, d) float32 as `schema.encode` makes it.
@@ -121,7 +134,7 @@ class ScoringBundle:
                 f"expected {len(self.schema.names)} features, found an array of shape {X.shape}"
             )
         X = np.ascontiguousarray(X, dtype=np.float32)
-        cate = self.effects.predict(X, threads)
+        cate = self.calibrated_effects.predict(X, threads)
         contact = np.array([o.contact_cost for o in self.offers])
         cost = calibrated(self.cost_calibration, self.costs.predict(X, threads), cate)
         cost = np.maximum(cost, contact)
@@ -191,6 +204,9 @@ class ScoringBundle:
             "info": dict(self.info),
             "versions": {name: version(name) for name in VERSIONED},
             "cost_calibration": [[float(b) for b in row] for row in self.cost_calibration],
+            "effect_calibration": None
+            if self.effect_calibration is None
+            else self.effect_calibration.to_json(),
             "models": dict(specs),
         }
 
@@ -280,6 +296,9 @@ def _assemble(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> Scorin
         response=None
         if models["response"] is None
         else ResponseModel.from_files(models["response"], files),
+        effect_calibration=None
+        if manifest.get("effect_calibration") is None
+        else Calibration.from_json(manifest["effect_calibration"]),
         money=Money(**manifest["money"]),
         frozen=manifest["frozen"],
         features=manifest["features"],

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from uplift.data import BoolArray, FloatArray, IntArray
+from uplift.data import BoolArray, Float32Array, FloatArray, IntArray
+from uplift.effects import EffectModel
 from uplift.errors import BundleError, DesignError
 from uplift.scores import (
     Estimate,
@@ -204,6 +205,18 @@ class Calibration:
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(f"the calibration is damaged: {error}. Train again.") from None
         return cls(arms)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """An effect model whose effects go through a calibration."""
+
+    model: EffectModel
+    calibration: Calibration
+
+    def predict(self, X: Float32Array, threads: int = 0) -> FloatArray:
+        """(n, K) calibrated effects at X (n, d)."""
+        return self.calibration(self.model.predict(X, threads))
 
 
 def isotonic(predicted: FloatArray, contrast: FloatArray, min_rows: int = 1) -> ArmCalibration:

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import lightgbm as lgb
 import numpy as np
 
+from uplift.calibration import ArmCalibration, Calibration
 from uplift.data import Float32Array, FloatArray, IntArray, Schema
 from uplift.effects import BoosterTerm, EffectModel, ForestTerm, Term, sigmoid
 from uplift.errors import DesignError
@@ -68,9 +69,17 @@ class Explainer:
     Args:
         model: the effects, (K,) of them.
         background: (m, d) rows that weigh the nodes of forests; needed only where there are any.
+        calibration: what the effects go through before they decide. Contributions then share what
+            it makes of them in proportion (the rescale rule), exact where it is a straight line.
     """
 
-    def __init__(self, model: EffectModel, background: Float32Array | None = None) -> None:
+    def __init__(
+        self,
+        model: EffectModel,
+        background: Float32Array | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
+        self._calibration = calibration
         self._lock = threading.Lock()
         self._copies: dict[int, lgb.Booster] = {}
         self._background = background
@@ -101,6 +110,10 @@ class Explainer:
                     weight = weights[arm[rows] - 1]
                     values[rows] += weight[:, None] * added
                     base[rows] += weight * start
+        if self._calibration is not None:
+            for k, through in enumerate(self._calibration.arms, start=1):
+                rows = np.flatnonzero(arm == k)
+                values[rows], base[rows] = _rescaled(values[rows], base[rows], through)
         return values, base
 
     def why(self, X: Float32Array, arm: IntArray, schema: Schema, most: int = 5) -> list[Why]:
@@ -192,6 +205,18 @@ class _Probability(_Part):
             values += weight * added
             base += weight * start
         return _through_sigmoid(values, base)
+
+
+def _rescaled(
+    values: FloatArray, base: FloatArray, through: ArmCalibration
+) -> tuple[FloatArray, FloatArray]:
+    """Contributions to an effect as contributions to what a calibration makes of it. What no
+    contribution can carry, since they cancel, counts to the base."""
+    step = values.sum(axis=1)
+    low, high = through(base), through(base + step)
+    none = np.abs(step) <= 1e-9 * np.abs(values).sum(axis=1)
+    slope = np.where(none, 0.0, (high - low) / np.where(none, 1.0, step))
+    return values * slope[:, None], np.where(none, high, low)
 
 
 def _through_sigmoid(values: FloatArray, base: FloatArray) -> tuple[FloatArray, FloatArray]:

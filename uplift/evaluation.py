@@ -72,11 +72,18 @@ class Scored:
         )
 
 
-def model_policy(p: Predictions, budget_per_row: float | None, min_profit: float) -> FloatArray:
-    """(n, K) the arms that the models choose within the budget."""
+def solve(
+    p: Predictions, budget_per_row: float | None, min_profit: float
+) -> tuple[FloatArray, float]:
+    """(n, K) the arms that the models choose within the budget, and the shadow price."""
     budget = None if budget_per_row is None else budget_per_row * len(p.reward)
     chosen = allocate(p.reward, p.cost, budget=budget, min_profit=min_profit, eligible=p.allowed)
-    return one_hot(chosen.choice, p.reward.shape[1])
+    return one_hot(chosen.choice, p.reward.shape[1]), chosen.shadow_price
+
+
+def model_policy(p: Predictions, budget_per_row: float | None, min_profit: float) -> FloatArray:
+    """(n, K) the arms that the models choose within the budget."""
+    return solve(p, budget_per_row, min_profit)[0]
 
 
 def single_arm(rank: FloatArray, k: int, p: Predictions, spend_per_row: float | None) -> FloatArray:
@@ -132,6 +139,16 @@ def rankings(p: Predictions) -> dict[str, dict[int, FloatArray]]:
 def choose_rivals(scored: Scored, p: Predictions, spend_per_row: float | None) -> dict[str, int]:
     """The arm of each single-coupon rival, chosen on training rows."""
     return {name: best_arm_on(scored, rank, p, spend_per_row) for name, rank in rankings(p).items()}
+
+
+def against(
+    scored: Scored, policy: FloatArray, rivals: Mapping[str, FloatArray], price: float
+) -> dict[str, Estimate]:
+    """What `policy` gains over each rival, paired, at equal realised cost: what one turns out to
+    spend more than the other is charged at `price`, the shadow price (see `ScoreMatrix.charged`).
+    Policies (n, K)."""
+    charged = scored.gain.charged(scored.spend, price)
+    return {name: charged.compare(policy, rival) for name, rival in rivals.items()}
 
 
 def rival_policies(

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from uplift.data import Float32Array, FloatArray
-from uplift.effects import EffectModel
+
+
+class Predicts(Protocol):
+    """A model of K effects."""
+
+    def predict(self, X: Float32Array, threads: int = 0) -> FloatArray:
+        """(n, K) effects at X (n, d)."""
+        ...
 
 
 def importance(
-    model: EffectModel,
+    model: Predicts,
     X: Float32Array,
     names: Sequence[str],
     rng: np.random.Generator,

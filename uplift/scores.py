@@ -11,9 +11,9 @@ Intervals are clustered by the unit of randomisation (Liang & Zeger 1986):
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from scipy.special import ndtri
 
 from uplift.data import FloatArray, IntArray
 from uplift.errors import DesignError
@@ -41,6 +41,14 @@ class Estimate:
     def bound(self) -> float:
         """The one-sided lower bound, for gates."""
         return self.value - Z_ONE_SIDED * self.se
+
+    def lower(self, alpha: float) -> float:
+        """The one-sided lower bound at level `alpha`: `bound` at .05."""
+        return self.value + float(ndtri(alpha)) * self.se
+
+    def upper(self, alpha: float) -> float:
+        """The one-sided upper bound at level `alpha`."""
+        return self.value - float(ndtri(alpha)) * self.se
 
     def scaled(self, factor: float) -> Estimate:
         return Estimate(self.value * factor, self.se * abs(factor))
@@ -154,6 +162,12 @@ class ScoreMatrix:
         as in `gain`."""
         return clustered_mean(self.gamma[:, 0] + self.gains(policy), self.cluster)
 
+    def charged(self, spend: ScoreMatrix, price: float) -> ScoreMatrix:
+        """Scores less `price` per currency of cost, `spend` being the scores of the cost on the
+        same rows: two policies are then compared at equal realised cost, to first order, with what
+        one spends more charged at what a budget's last currency brings."""
+        return ScoreMatrix(self.gamma - price * spend.gamma, self.cluster)
+
     def gain(self, policy: FloatArray) -> Estimate:
         """Value of a policy less that of no offer, per row. `policy` (n, K): probability of
         each arm; what is missing to 1 is control."""
@@ -216,47 +230,6 @@ def top_up_to(rank: FloatArray, cost: FloatArray, total: float | None) -> FloatA
     return out
 
 
-def tie_means(score: FloatArray, values: FloatArray) -> FloatArray:
-    """(n,) `values` averaged within equal `score`: the mean over all orders of the ties."""
-    _, block = np.unique(score, return_inverse=True)
-    out: FloatArray = (np.bincount(block, weights=values) / np.bincount(block))[block]
-    return out
-
-
-def decile_table(
-    score: FloatArray,
-    contrast: FloatArray,
-    predicted: FloatArray,
-    cluster: IntArray,
-    parts: int = 10,
-) -> list[dict[str, Any]]:
-    """Mean of `contrast` (n,) and of `predicted` (n,) per tenth of the ranks of `score` (n,),
-    highest first, with the clustered error given the ranks. A cut shares a block of equal scores,
-    so row order never matters: a constant score gives the mean and its error everywhere."""
-    refuse_missing_ranks(score)
-    _, block, size = np.unique(-score, return_inverse=True, return_counts=True)
-    first = np.cumsum(size) - size
-    edges = np.cumsum([0, *(len(x) for x in np.array_split(np.empty(len(score)), parts))])
-    rows = []
-    for part in range(parts):
-        low, high = edges[part], edges[part + 1]
-        inside = np.clip(np.minimum(first + size, high) - np.maximum(first, low), 0, None)
-        weight = (inside / size)[block]
-        index = np.flatnonzero(weight > 0)
-        share = weight[index] / (high - low)
-        mean = float(share @ contrast[index])
-        psi = share * (contrast[index] - mean) * len(index)
-        rows.append(
-            {
-                "part": part + 1,
-                "rows": int(high - low),
-                "predicted": float(share @ predicted[index]),
-                **from_influence(mean, psi, cluster[index]).to_json(),
-            }
-        )
-    return rows
-
-
 def calibration_slope(predicted: FloatArray, contrast: FloatArray, cluster: IntArray) -> Estimate:
     """b of D = a + b (tau - mean tau), clustered (Chernozhukov, Demirer et al. 2018): 1 when
     calibrated, below 1 when too spread, 0 without signal. A constant prediction has slope 0."""
@@ -268,18 +241,3 @@ def calibration_slope(predicted: FloatArray, contrast: FloatArray, cluster: IntA
     residual = contrast - contrast.mean() - slope * centred
     psi = centred * residual * len(predicted) / scale
     return from_influence(slope, psi, cluster)
-
-
-def qini_curve(
-    rank: FloatArray, contrast: FloatArray, cost: FloatArray, points: int = 101
-) -> tuple[FloatArray, FloatArray]:
-    """Gain over cost: (points,) mean cost and mean gain per row as more rows of the ranking are
-    treated, from none to all. The last point is the average effect."""
-    refuse_missing_ranks(rank)
-    order = np.argsort(-rank, kind="stable")
-    cost, contrast = tie_means(rank, cost), tie_means(rank, contrast)
-    n = len(order)
-    spent = np.concatenate([[0.0], np.cumsum(cost[order])]) / n
-    gained = np.concatenate([[0.0], np.cumsum(contrast[order])]) / n
-    at = np.linspace(0, n, points).round().astype(int)
-    return spent[at], gained[at]

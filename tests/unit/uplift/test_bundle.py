@@ -105,6 +105,10 @@ def test_money_turns_effects_into_profit() -> None:
     np.testing.assert_allclose(spend, [[2.78, 1.55]])
     gift = parse_offers([{"coupon_id": "g", "kind": "gift", "params": {"unit_cost": 4.0}}])
     # A gift shows on no order as a discount, so its whole cost is borne.
+    # Of 2.3 off we bear half: 0.4 x 10 - 0.6 x 2.3 + 1.15 from the partner - 0.2 contact.
+    half = parse_offers([{**OFFERS[0].spec(), "contact_cost": 0.2, "funded_share": 0.5}])
+    funded = Money("spend", margin=0.4).reward(np.array([[10.0]]), np.array([[1.35]]), half)
+    np.testing.assert_allclose(funded, [[3.57]])
     kept = Money("spend", margin=0.4).reward(np.array([[10.0]]), np.array([[2.0]]), gift)
     np.testing.assert_allclose(kept, [[2.0]])
 

@@ -13,24 +13,19 @@ from uplift.scores import (
     ascending,
     calibration_slope,
     clustered_mean,
-    decile_table,
     from_influence,
     one_hot,
-    qini_curve,
-    tie_means,
     top_up_to,
 )
-
-
-def table_means(score: np.ndarray, contrast: np.ndarray) -> np.ndarray:
-    table = decile_table(score, contrast, score, np.arange(len(score)))
-    return np.array([row["value"] for row in table])
 
 
 def test_interval_and_bound_of_an_estimate() -> None:
     made = Estimate(2.0, 0.5)
     assert (made.lo, made.hi) == pytest.approx((2 - 0.97998, 2 + 0.97998), abs=1e-5)
     assert made.bound == pytest.approx(2 - 0.82243, abs=1e-5)
+    assert made.lower(0.05) == pytest.approx(made.bound, abs=1e-12)
+    assert made.lower(0.025) == pytest.approx(made.lo, abs=1e-12)
+    assert made.upper(0.025) == pytest.approx(made.hi, abs=1e-12)
     assert made.scaled(-3) == Estimate(-6.0, 1.5)
     assert made.to_json() == {"value": 2.0, "se": 0.5, "lo": made.lo, "hi": made.hi}
 
@@ -213,123 +208,11 @@ def test_top_up_to_takes_what_costs_nothing() -> None:
     assert top_up_to(rank, np.zeros(4), 0.0).tolist() == [1.0] * 4
 
 
-def test_tie_means() -> None:
-    score, values = np.array([2.0, 1.0, 2.0, 3.0]), np.array([1.0, 5.0, 3.0, 7.0])
-    assert tie_means(score, values).tolist() == [2.0, 5.0, 2.0, 7.0]
-
-
-def test_mean_of_the_deciles_is_the_average_effect() -> None:
-    rng = np.random.default_rng(9)
-    score, contrast = rng.integers(0, 6, 1000).astype(float), rng.standard_normal(1000)
-    assert table_means(score, contrast).mean() == pytest.approx(contrast.mean(), abs=1e-12)
-
-
-def test_deciles_of_a_perfect_ranking() -> None:
-    """tau on a grid of (0, 1): the means of tenths are .95, .85, ..., .05."""
-    tau = (np.random.default_rng(10).permutation(1000) + 0.5) / 1000
-    assert table_means(tau, tau) == pytest.approx(np.arange(0.95, 0, -0.1), abs=1e-12)
-    assert table_means(tau, tau)[0] > table_means(-tau, tau)[0]
-
-
-def test_decile_predictions_and_rows() -> None:
-    score = np.arange(25.0)
-    table = decile_table(score, score, 2 * score, np.arange(25))
-    assert [row["rows"] for row in table] == [3] * 5 + [2] * 5
-    assert [row["part"] for row in table] == list(range(1, 11))
-    assert table[0]["predicted"] == pytest.approx(2 * 23.0)
-
-
-def test_a_constant_score_gives_equal_deciles_with_the_error_of_the_mean() -> None:
-    """Ties share every cut: each tenth then is the whole, and as uncertain as the whole."""
-    rng = np.random.default_rng(11)
-    contrast, cluster = rng.standard_normal(500), np.arange(500) // 2
-    predicted = rng.standard_normal(500)
-    whole = clustered_mean(contrast, cluster)
-    for row in decile_table(np.ones(500), contrast, predicted, cluster):
-        assert row["value"] == pytest.approx(whole.value, abs=1e-12)
-        assert row["se"] == pytest.approx(whole.se, rel=1e-9)
-        assert row["predicted"] == pytest.approx(predicted.mean(), abs=1e-12)
-
-
-@pytest.mark.parametrize("distinct", [4, 10_000])
-def test_rankings_know_neither_row_order_nor_scale(distinct: int) -> None:
-    rng = np.random.default_rng(12)
-    n = 730
-    score = rng.integers(0, distinct, n).astype(float)
-    contrast, cost, cluster = rng.standard_normal(n), rng.uniform(0, 2, n), rng.integers(0, 300, n)
-    order = rng.permutation(n)
-
-    def all_of(s: np.ndarray, pick: np.ndarray) -> np.ndarray:
-        table = decile_table(s[pick], contrast[pick], cost[pick], cluster[pick])
-        return np.concatenate(
-            [
-                [v for row in table for v in row.values()],
-                *qini_curve(s[pick], contrast[pick], cost[pick]),
-                [top_up_to(s[pick], cost[pick], 100.0) @ contrast[pick]],
-            ]
-        )
-
-    base = all_of(score, np.arange(n))
-    np.testing.assert_allclose(all_of(score, order), base, rtol=0, atol=1e-11)
-    np.testing.assert_allclose(all_of(np.exp(score / 5000) - 7, order), base, rtol=0, atol=1e-11)
-
-
-def test_errors_of_deciles_without_ties_are_those_of_their_rows() -> None:
-    rng = np.random.default_rng(13)
-    score, contrast = rng.standard_normal(1000), rng.standard_normal(1000)
-    order = np.argsort(-score)
-    for part, row in enumerate(decile_table(score, contrast, score, np.arange(1000))):
-        rows = order[part * 100 : part * 100 + 100]
-        assert row["value"] == pytest.approx(contrast[rows].mean(), abs=1e-12)
-        assert row["se"] == pytest.approx(contrast[rows].std(ddof=1) / 10, rel=0.01)
-
-
-def test_the_qini_curve_ends_at_the_average_effect() -> None:
-    rng = np.random.default_rng(14)
-    score, contrast = rng.standard_normal(333), rng.standard_normal(333)
-    cost = rng.uniform(0, 2, 333)
-    spent, gained = qini_curve(score, contrast, cost)
-    assert len(spent) == len(gained) == 101
-    assert (spent[0], gained[0]) == (0.0, 0.0)
-    assert gained[-1] == pytest.approx(contrast.mean(), abs=1e-12)
-    assert spent[-1] == pytest.approx(cost.mean(), abs=1e-12)
-
-
-def test_the_qini_curve_of_a_perfect_ranking() -> None:
-    """tau on a grid of (0, 1) at cost 1: Q(q) = q - q^2 / 2, area less ATE / 2 = 1/12."""
-    tau = (np.random.default_rng(15).permutation(100_000) + 0.5) / 100_000
-    spent, gained = qini_curve(tau, tau, np.ones(100_000), points=1001)
-    assert gained == pytest.approx(spent - spent**2 / 2, abs=1e-9)
-    area = np.sum((gained[1:] + gained[:-1]) / 2 * np.diff(spent))
-    assert area - gained[-1] / 2 == pytest.approx(1 / 12, abs=1e-6)
-
-
-def test_the_qini_curve_of_a_constant_score_is_a_straight_line() -> None:
-    contrast = np.random.default_rng(16).standard_normal(1000)
-    spent, gained = qini_curve(np.zeros(1000), contrast, np.ones(1000))
-    assert gained == pytest.approx(spent * contrast.mean(), abs=1e-12)
-
-
-def test_gain_of_a_ranking_is_the_qini_curve_at_its_cost() -> None:
-    rng = np.random.default_rng(17)
-    made = matrix(1000, 1)
-    contrast = made.gamma[:, 1] - made.gamma[:, 0]
-    rank = rng.integers(0, 40, 1000).astype(float)
-    spent, gained = qini_curve(rank, contrast, np.ones(1000))
-    for b in (0.1, 0.37, 0.8, 1.0):
-        policy = top_up_to(rank, np.ones(1000), b * 1000)[:, None]
-        assert made.gain(policy).value == pytest.approx(np.interp(b, spent, gained), abs=1e-12)
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_rank_must_be_a_number(bad: float) -> None:
     rank, ones = np.array([1.0, bad, 0.0]), np.ones(3)
     with pytest.raises(DesignError, match="rank holds 1 values that are no finite numbers"):
         top_up_to(rank, ones, 1.0)
-    with pytest.raises(DesignError, match="rank holds 1 values that are no finite numbers"):
-        qini_curve(rank, ones, ones)
-    with pytest.raises(DesignError, match="rank holds 1 values that are no finite numbers"):
-        decile_table(rank, ones, ones, np.arange(3))
 
 
 def test_calibration_slope_is_one_on_the_truth_and_tells_spread() -> None:
