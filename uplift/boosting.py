@@ -102,10 +102,10 @@ class Binned:
     ) -> tuple[list[BoosterTerm], FloatArray]:
         """One booster per fold, grown side by side for as long as it pays.
 
-        Returns them and, after 1, 2, ... rounds, the sum of their losses on the held-out rows.
-        They stop when that sum has not fallen for a fifth of `settings.rounds` (at least 10):
-        what is learned of effects is soon exhausted, and most of the time would go into trees
-        that are thrown away.
+        Returns them and their losses on their held-out rows (summed over the rows), one line for
+        each round, one column for each fold. They stop when the sum of a line has not fallen for a
+        fifth of `settings.rounds` (at least 10): what is learned of effects is soon exhausted, and
+        most of the time would go into trees that are thrown away.
         """
         boosters, sizes = [], []
         for fold in folds:
@@ -116,6 +116,7 @@ class Binned:
             sizes.append(fold.size)
         growing = [True] * len(boosters)
         losses = np.full(len(boosters), np.nan)
+        lines: list[FloatArray] = []
         curve: list[float] = []
         patience = max(10, settings.rounds // 5)
         while len(curve) < settings.rounds and any(growing):
@@ -124,10 +125,11 @@ class Binned:
                 growing[f] = growing[f] and not booster.update()
                 if growing[f] or np.isnan(losses[f]):
                     losses[f] = booster.eval_valid()[0][2]
-            curve.append(float(np.dot(sizes, losses)))
+            lines.append(np.array(sizes) * losses)
+            curve.append(float(lines[-1].sum()))
             if len(curve) - 1 - int(np.argmin(curve)) >= patience:
                 break
-        return [BoosterTerm(booster, _link(binary)) for booster in boosters], np.asarray(curve)
+        return [BoosterTerm(booster, _link(binary)) for booster in boosters], np.asarray(lines)
 
     def _subset(self, rows: IntArray, target: FloatArray, weight: FloatArray | None) -> lgb.Dataset:
         order = np.argsort(rows, kind="stable")  # LightGBM wants ascending positions
@@ -141,8 +143,8 @@ class Binned:
 
 @dataclass(frozen=True)
 class CrossFit:
-    """One single-output model per fold, and `full`, learned from all rows, which is served; all
-    with the same number of trees (`rounds`; 0: the training mean)."""
+    """One single-output model per fold, and `full`, learned from all rows, which is served, of
+    `rounds` trees (0: the training mean)."""
 
     models: tuple[EffectModel, ...]
     full: EffectModel
@@ -176,14 +178,18 @@ def cross_fit(
              learns; then `valid` has to be given
     fold     fold of *every* row of the data, 0..F-1
     valid    (positions, target, weight) that judge the rounds; default: rows, target, weight
-    The curve of held-out loss is summed over the folds, so all models get the same number of
-    rounds, among them 0: where nothing can be learned, the mean is the model. `link` overrides
-    what the objective implies (identity, or sigmoid for binary).
+    The full model gets the number of trees with the least loss over all held-out rows, among them
+    0: where nothing can be learned, the mean is the model. A fold's model gets the one with the
+    least loss on the *other* folds' held-out rows: chosen on its own, its held-out effects would
+    look better than they are (by 6% of the value of the best three tenths, measured on 4,000 rows
+    in the world `heterogeneous` of the benchmarks). `link` overrides what the objective implies
+    (identity, or sigmoid for binary).
     """
     judge_rows, judge_target, judge_weight = valid or (rows, target, weight)
     shown = link or _link(binary)
-    folds, means, start = [], [], 0.0
+    folds, means = [], []
     count = int(fold.max()) + 1
+    start = np.zeros(count)
     *targets, target = np.broadcast_to(target, (count + 1, len(rows)))
     for f in range(count):
         train, held = fold[rows] != f, fold[judge_rows] == f
@@ -199,20 +205,23 @@ def cross_fit(
         means.append(mean)
         folds.append(part)
         if held.any():
-            start += part.size * _constant_loss(part.held_target, part.held_weight, mean, binary)
+            start[f] = part.size * _constant_loss(part.held_target, part.held_weight, mean, binary)
     overall = float(np.average(target, weights=weight)) if len(target) else 0.0
-    rounds = 0
-    terms: list[BoosterTerm] = []
+    models, rounds = [_constant(mean, binary, shown) for mean in means], 0
     if all(_learnable(part.target, binary) and len(part.held) for part in folds):
-        terms, curve = data.fit_beside(folds, settings, binary=binary)
-        rounds = int(np.argmin(np.concatenate([[start], curve])))
+        terms, curves = data.fit_beside(folds, settings, binary=binary)
+        losses = np.vstack([start, curves])
+        total = losses.sum(axis=1)
+        rounds = int(np.argmin(total))
+        for f, term in enumerate(terms):
+            own = int(np.argmin(total - losses[:, f]))
+            models[f] = _trimmed(term, own, shown) if own else models[f]
     if rounds == 0:
-        models = [_constant(mean, binary, shown) for mean in means]
         return CrossFit(tuple(models), _constant(overall, binary, shown), 0)
     whole = data.fit(rows, target, replace(settings, rounds=rounds), weight=weight, binary=binary)
     return CrossFit(
-        tuple(_trimmed(term, rounds, shown) for term in terms),
-        _trimmed(whole, rounds, shown),
+        tuple(models),
+        EffectModel(np.zeros(1), ((BoosterTerm(whole.booster, shown), np.ones(1)),)),
         rounds,
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from uplift.boosting import Binned, Fold, Settings, cross_fit
+from uplift.effects import EffectModel
 
 SETTINGS = Settings(rounds=60, learning_rate=0.1, num_leaves=7, min_child_samples=10, threads=1)
 
@@ -40,7 +41,8 @@ def test_the_loss_curve_is_the_sum_over_the_held_out_rows() -> None:
     X, y, fold = sample()
     w = np.random.default_rng(2).uniform(0.2, 3.0, len(X))
     folds = [Fold(a, y[a], None, b, y[b], w[b]) for a, b in map(partial(split, fold), range(2))]
-    terms, curve = Binned(X, [], 1).fit_beside(folds, SETTINGS)
+    terms, curves = Binned(X, [], 1).fit_beside(folds, SETTINGS)
+    curve = curves.sum(axis=1)
     for rounds in (1, 10, len(curve)):
         losses = []
         for part, term in zip(folds, terms, strict=True):
@@ -69,27 +71,47 @@ def test_trees_that_no_longer_pay_are_not_grown() -> None:
     folds = [
         Fold(a, noise[a], None, b, noise[b], None) for a, b in map(partial(split, fold), range(4))
     ]
-    terms, curve = Binned(X, [], 1).fit_beside(folds, SETTINGS)
+    terms, curves = Binned(X, [], 1).fit_beside(folds, SETTINGS)
+    curve = curves.sum(axis=1)
     assert len(curve) == 1 + int(np.argmin(curve)) + SETTINGS.rounds // 5
     assert len(curve) < SETTINGS.rounds
     assert {term.booster.num_trees() for term in terms} == {len(curve)}
 
 
 def test_the_number_of_trees_minimises_the_loss_over_the_folds() -> None:
-    X, y, fold = sample()
+    """That of a fold's own model, the loss over the other folds: its own rows have no say."""
+    X, y, fold = sample(200)
     data, rows = Binned(X, [], 1), np.arange(len(X))
     quick = replace(SETTINGS, learning_rate=0.3)
     made = cross_fit(data, rows, y, fold, quick)
-    total = np.zeros(quick.rounds)
+    losses = np.zeros((quick.rounds, 4))
     for f in range(4):
         train, held = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
         term = data.fit(train, y[train], quick)
         for r in range(quick.rounds):
             raw = term.booster.predict(X[held], num_iteration=r + 1, num_threads=1)
-            total[r] += np.sum((raw - y[held]) ** 2)
-    assert made.rounds == 1 + int(np.argmin(total))
+            losses[r, f] = np.sum((raw - y[held]) ** 2)
+    assert trees(made.full) == made.rounds == 1 + int(np.argmin(losses.sum(axis=1)))
     assert 0 < made.rounds < quick.rounds
-    assert {m.terms[0][0].booster.num_trees() for m in (*made.models, made.full)} == {made.rounds}  # type: ignore[attr-defined]
+    others = [1 + int(np.argmin(np.delete(losses, f, axis=1).sum(axis=1))) for f in range(4)]
+    assert [trees(model) for model in made.models] == others
+    assert len(set(others)) > 1
+
+
+def trees(model: EffectModel) -> int:
+    booster: lgb.Booster = model.terms[0][0].booster  # type: ignore[attr-defined]
+    return booster.num_trees()
+
+
+def test_the_outcomes_of_a_fold_do_not_choose_its_trees() -> None:
+    """Held-out rows that ask for no trees at all: the fold's own model keeps them."""
+    X, y, fold = sample()
+    data, rows = Binned(X, [], 1), np.arange(len(X))
+    quick = replace(SETTINGS, learning_rate=0.3, feature_fraction=1.0)
+    judge = np.where(fold == 1, -20 * y, y)
+    made = cross_fit(data, rows, y, fold, quick, valid=(rows, judge, None))
+    assert made.rounds == 0
+    assert [len(model.terms) for model in made.models] == [0, 1, 0, 0]
 
 
 def test_rows_are_predicted_by_the_model_that_did_not_see_them() -> None:
