@@ -98,6 +98,7 @@ class Evaluation:
     rivals    their values at the cost of the chosen candidate
     chosen    the candidate with the best validation gain
     importance  share of each feature in its predicted effects, the largest first
+    scored    the test rows' score matrices; on_train, those of the training rows
     """
 
     candidates: list[Candidate]
@@ -110,6 +111,7 @@ class Evaluation:
     rows: int
     importance: Mapping[str, float]
     scored: Scored = field(repr=False)
+    on_train: Scored = field(repr=False)
     predictions: Predictions = field(repr=False)
 
 
@@ -152,6 +154,8 @@ def make_bundle(
             "outcome": config.outcome.model_dump(),
             "simulated": config.source.kind == "simulated",
             "exposures": len(models.train),
+            # Whom the models never saw, so that a later training can tell.
+            "split": {"seed": config.training.seed, "test_share": config.training.test_share},
         },
         golden=models.test.X[:: max(1, len(models.test) // 16)][:16],
     )
@@ -233,6 +237,7 @@ def evaluate(models: Models, dataset: Dataset, config: Config, population: int) 
         rows=len(test),
         importance=_importance(chosen.bundle, test, config),
         scored=on_test,
+        on_train=on_train,
         predictions=predictions,
     )
 
@@ -325,12 +330,12 @@ def calibrate(
     if per_row is not None:
         held = out_of_fold(bundle, oof, models)
         policy = model_policy(held, per_row, config.policy.min_incremental_profit)
-        ratio = _cost_ratio(on_train, policy, held.cost)
+        ratio = cost_ratio(on_train, policy, held.cost)
         bundle = bundle_of(oof, through, ratio)
     return Prepared(bundle, oof, Calibrating(slope, kind, ratio))
 
 
-def _cost_ratio(on_train: Scored, policy: FloatArray, cost: FloatArray) -> float:
+def cost_ratio(on_train: Scored, policy: FloatArray, cost: FloatArray) -> float:
     """Measured over predicted cost of a policy, between 1 and MOST_COST_RATIO."""
     predicted = float((policy * cost).sum(axis=1).mean())
     measured = on_train.spend.gain(policy).value

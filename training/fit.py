@@ -19,7 +19,7 @@ from uplift.data import (
     BoolArray,
     TrainingSet,
     draw_folds,
-    split_clusters,
+    split_customers,
     stream,
 )
 from uplift.effects import EffectModel
@@ -76,7 +76,9 @@ def fit_models(
     """Split by cluster, cross-fit nuisances, learners, costs and response on the training rows."""
     data = dataset.training
     rng = stream(config.training.seed, "split")
-    is_test = split_clusters(data.cluster, config.training.test_share, rng)
+    is_test = split_customers(
+        data.customer, data.cluster, config.training.test_share, config.training.seed
+    )
     train, test = data.rows(~is_test), data.rows(is_test)
     settings = settings_of(config, len(train))
     fold = draw_folds(train.cluster, train.arm, config.training.folds, rng)

@@ -195,12 +195,22 @@ def draw_folds(cluster: IntArray, arm: IntArray, folds: int, rng: np.random.Gene
     return fold[inverse]
 
 
-def split_clusters(cluster: IntArray, share: float, rng: np.random.Generator) -> BoolArray:
-    """(n,) True for the rows of a random `share` of the clusters."""
+def split_customers(
+    customer: npt.NDArray[np.object_], cluster: IntArray, share: float, seed: int
+) -> BoolArray:
+    """(n,) True for the rows of about a `share` of the clusters, by a hash of their customers' ids.
+
+    A cluster stays on its side whatever rows and other customers come, and a greater share only
+    adds to a smaller one, so what one training held out the next one holds out too.
+    """
+    key = f"{seed % 10**16:016d}"
+    hashed = pd.util.hash_array(customer.astype(object), hash_key=key)
     codes, inverse = np.unique(cluster, return_inverse=True)
-    chosen = np.zeros(len(codes), dtype=bool)
-    chosen[rng.permutation(len(codes))[: round(share * len(codes))]] = True
-    picked: BoolArray = chosen[inverse]
+    least = np.full(len(codes), np.iinfo(np.uint64).max, dtype=np.uint64)
+    np.minimum.at(least, inverse, hashed)
+    # The least of several hashes is small: hashed once more it is even again.
+    even = pd.util.hash_array(least.astype("U20").astype(object), hash_key=key)
+    picked: BoolArray = (even < share * 2.0**64)[inverse]
     return picked
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.truth.worlds import training_set
-from uplift.data import Schema, TrainingSet, arm_codes, draw_folds, split_clusters
+from uplift.data import Schema, TrainingSet, arm_codes, draw_folds, split_customers
 from uplift.errors import BundleError, DesignError
 
 NAN = np.float32("nan")
@@ -166,11 +166,32 @@ def test_folds_are_drawn_and_not_read_off_the_order_of_rows() -> None:
     assert abs(np.mean(one[:-1] == one[1:]) - 0.2) < 0.05
 
 
+def ids(numbers: np.ndarray) -> np.ndarray:
+    return np.array([f"k{i}" for i in numbers], dtype=object)
+
+
 def test_splits_take_a_share_of_the_clusters_whole() -> None:
-    cluster = np.repeat(np.arange(200), np.random.default_rng(0).integers(1, 6, 200))
-    held = split_clusters(cluster, 0.3, np.random.default_rng(1))
+    cluster = np.repeat(np.arange(20_000), np.random.default_rng(0).integers(1, 6, 20_000))
+    customer = ids(np.arange(len(cluster)))
+    held = split_customers(customer, cluster, 0.3, 7)
     inside, outside = set(cluster[held]), set(cluster[~held])
     assert not inside & outside
-    assert len(inside) == 60
-    assert np.array_equal(held, split_clusters(cluster, 0.3, np.random.default_rng(1)))
-    assert not np.array_equal(held, split_clusters(cluster, 0.3, np.random.default_rng(2)))
+    # a binomial of 20,000, whatever the clusters' sizes
+    assert abs(len(inside) - 6000) < 4 * np.sqrt(20_000 * 0.3 * 0.7)
+    size = np.bincount(cluster)
+    assert abs(size[list(inside)].mean() - size.mean()) < 4 * size.std() / np.sqrt(6000)
+    other = split_customers(customer, cluster, 0.3, 8)
+    assert abs(np.mean(held & other) - 0.09) < 0.01
+
+
+def test_a_customer_stays_on_its_side() -> None:
+    """More rows, more customers, other codes and another order change nothing; a greater share
+    only adds."""
+    number = np.arange(5000)
+    held = split_customers(ids(number), number, 0.3, 7)
+    grown = np.random.default_rng(1).permutation(np.concatenate([number, number, number + 3000]))
+    again = split_customers(ids(grown), 9000 - grown, 0.3, 7)
+    assert np.array_equal(again[grown < 5000], held[grown[grown < 5000]])
+    wider = split_customers(ids(number), number, 0.5, 7)
+    assert (wider | ~held).all()
+    assert wider.sum() > held.sum()
