@@ -9,25 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from features.config import CONTROL, Config
 from serving import schemas
-from serving.campaign import Campaign, decision_ids, pre_reasons, untrained_offers
+from serving.campaign import Campaign, untrained_offers
+from serving.evaluation import MICROS as MICROS
+from serving.evaluation import envelope, evaluate, profile_states, shortest, timestamp
 from serving.load import LoadedModel
-from serving.population import FOREVER
+from serving.rules import Rules
 from serving.salt import Salt
 from serving.snapshot import Snapshot
-from uplift.policy import Decisions, Reason, decide
-
-AGING = timedelta(hours=26)
-MICROS = 1_000_000
-
-Texts = npt.NDArray[np.object_]
 
 
 def utc_now() -> datetime:
@@ -43,13 +38,16 @@ class Scorer:
     config: Config
     salt: Salt
     clock: Callable[[], datetime] = utc_now
-    window_id: int = 0
     loaded_at: datetime = field(default_factory=utc_now)
-    campaign: Campaign = field(init=False)
+    rules: Rules = field(init=False)
 
     def __post_init__(self) -> None:
-        campaign = Campaign.of(self.config, self.model.bundle, self.window_id)
-        object.__setattr__(self, "campaign", campaign.with_shares(self.snapshot.shares))
+        object.__setattr__(self, "rules", Rules.of_config(self))
+
+    @property
+    def campaign(self) -> Campaign:
+        """The campaign called `name`, which exists from the configuration."""
+        return self.rules.campaign
 
     @property
     def simulated(self) -> bool:
@@ -77,27 +75,14 @@ class Scorer:
         return found
 
     def answer(
-        self, ids: Sequence[str], *, request_id: str, dry_run: bool = False
+        self, ids: Sequence[str], *, request_id: str, dry_run: bool = True
     ) -> schemas.DecisionsAnswer:
-        """Decisions for distinct customer ids, in their order. A dry run has no decision ids."""
-        now = self.clock()
-        rows, known = self.snapshot.population.find(ids)
-        decisions = self._decide(ids, rows, known, now)
-        items = self._items(ids, rows, known, decisions, now, dry_run)
-        offers = int(decisions.is_offer.sum())
-        return schemas.DecisionsAnswer(
-            request_id=request_id,
-            campaign_id=self.campaign.campaign_id,
-            window_id=self.campaign.window_id,
-            dry_run=dry_run,
-            decided_at=timestamp(now.replace(microsecond=0)),
-            as_of=timestamp(self.snapshot.as_of),
-            snapshot_id=self.snapshot.snapshot_id,
-            model_version=self.model.version,
-            policy_version=self.campaign.version,
-            counts=schemas.Counts(offer=offers, none=len(ids) - offers),
-            decisions=items,
-        )
+        """Decisions for distinct customer ids, in their order, as if there were no log: nothing
+        is stored or counted, nothing stored is looked at, and they have no decision ids."""
+        budget = self.campaign.budget
+        left = None if budget is None else round(budget * MICROS)
+        made = evaluate(self, self.rules, ids, self.clock(), left=left)
+        return envelope(self, self.rules, made.window, made.now, made.items, request_id, dry_run)
 
     def customer(self, customer_id: str) -> schemas.CustomerAnswer | None:
         """What is known of a customer as of the snapshot; None for an unknown id."""
@@ -117,7 +102,7 @@ class Scorer:
             tier=people.tier.texts([row])[0],
             lifecycle_stage=people.stage.texts([row])[0],
             labels=None if label is None else label.split(",") if label else [],
-            profile_state=self._profiles(rows, known)[0],
+            profile_state=profile_states(self, rows, known)[0],
             rfm=schemas.Rfm(
                 recency_days=None if recency is None else int(recency),
                 frequency_365d=None if frequency is None else int(frequency),
@@ -164,159 +149,3 @@ class Scorer:
             ),
             degraded=self.degraded,
         )
-
-    def _decide(
-        self,
-        ids: Sequence[str],
-        rows: npt.NDArray[np.int64],
-        known: npt.NDArray[np.bool_],
-        now: datetime,
-    ) -> Decisions:
-        people, campaign = self.snapshot.population, self.campaign
-        reward = people.scores.reward[rows].astype(np.float64)
-        cost = people.scores.cost[rows].astype(np.float64)
-        offered = np.array(campaign.offered, dtype=bool)
-        reason = pre_reasons(
-            reward,
-            cost,
-            people.scores.response[rows].astype(np.float64),
-            np.asarray(people.consent[rows]),
-            people.free_at[rows] > self._caps_at(now),
-        )
-        if campaign.budget is not None and offered.any():
-            # As in the whole campaign: an arm dearer than all of the budget is out.
-            dear = cost > campaign.budget
-            broke = (dear | ~offered).all(axis=1) & (reason == None)  # noqa: E711
-            reason[broke] = Reason.BUDGET_EXHAUSTED
-            eligible = ~dear
-        else:
-            eligible = np.ones(cost.shape, dtype=bool)
-        if not self.fixed:
-            age = now - self.snapshot.as_of
-            if age > timedelta(hours=self.config.serving.max_feature_age_hours):
-                reason[:] = Reason.STALE_FEATURES
-        reason[~known] = Reason.UNKNOWN_CUSTOMER
-        return decide(
-            ids,
-            campaign.worth(reward),
-            cost,
-            shares=campaign.shares,
-            salt=self.salt.value,
-            campaign_id=campaign.campaign_id,
-            window_id=campaign.window_id,
-            shadow_price=self.snapshot.shadow_price,
-            min_profit=campaign.min_profit,
-            eligible=eligible,
-            offered=offered,
-            pre_reasons=reason,
-        )
-
-    def _caps_at(self, now: datetime) -> np.datetime64:
-        """The moment at which caps are looked at: with a fixed as_of the shop's time stands."""
-        moment = self.snapshot.as_of if self.fixed else now
-        return np.datetime64(moment.astimezone(UTC).replace(tzinfo=None), "us")
-
-    def _items(
-        self,
-        ids: Sequence[str],
-        rows: npt.NDArray[np.int64],
-        known: npt.NDArray[np.bool_],
-        made: Decisions,
-        now: datetime,
-        dry_run: bool,
-    ) -> list[schemas.Decision]:
-        people, campaign, arms = self.snapshot.population, self.campaign, self.model.bundle.arms
-        names = np.array([CONTROL, *arms], dtype=object)
-        offered = np.array(campaign.offered, dtype=bool)
-        uplift: list[float | None] = [None] * len(ids)
-        if arms:
-            reward = np.where(offered, people.scores.reward[rows], -np.inf)
-            shown = np.where(made.is_offer, made.arm - 1, reward.argmax(axis=1))
-            uplift = shortest(people.scores.cate[rows, shown])
-        response = shortest(people.scores.response[rows])
-        start = self.snapshot.as_of + timedelta(
-            days=self.config.outcome.window_days * campaign.window_id
-        )
-        ends = [None, *(timestamp(start + timedelta(days=d)) for d in campaign.valid_days)]
-        names_of = (
-            [None] * len(ids)
-            if dry_run
-            else decision_ids(
-                ids, campaign, self.salt, self.snapshot.snapshot_id, self.model.sha256
-            )
-        )
-        profit = np.rint(made.expected_incremental_profit * MICROS).astype(np.int64).tolist()
-        cost = np.rint(made.expected_cost * MICROS).astype(np.int64).tolist()
-        probability = np.round(made.assignment_prob, 6).tolist()
-        free_at = people.free_at[rows]
-        profiles = self._profiles(rows, known)
-        warnings = self._warnings(now)
-        return [
-            schemas.Decision(
-                index=i,
-                customer_id=ids[i],
-                decision_id=names_of[i],
-                action="offer" if offer else "none",
-                arm=names[a],
-                coupon_id=names[a] if offer else None,
-                reason=Reason(made.reason[i]),
-                is_holdout=held,
-                is_exploration=drawn,
-                assignment_prob=probability[i],
-                response_propensity=response[i] if known[i] else None,
-                uplift=uplift[i] if known[i] else None,
-                expected_incremental_profit_micros=profit[i],
-                expected_cost_micros=cost[i],
-                profile_state=profiles[i],
-                sticky_hit=False,
-                valid_until=ends[a] if offer else None,
-                retry_at=(
-                    timestamp(free_at[i].item())
-                    if made.reason[i] == Reason.CONTACT_CAP and free_at[i] < FOREVER
-                    else None
-                ),
-                warnings=warnings,
-            )
-            for i, (offer, a, held, drawn) in enumerate(
-                zip(
-                    made.is_offer.tolist(),
-                    made.arm.tolist(),
-                    made.is_holdout.tolist(),
-                    made.is_exploration.tolist(),
-                    strict=True,
-                )
-            )
-        ]
-
-    def _profiles(
-        self, rows: npt.NDArray[np.int64], known: npt.NDArray[np.bool_]
-    ) -> list[schemas.Profile]:
-        none = self.snapshot.population.tier.texts(rows) == "prospect"
-        state = np.where(known, np.where(none, "no_history", "known"), "unknown")
-        profiles: list[schemas.Profile] = state.tolist()
-        return profiles
-
-    def _warnings(self, now: datetime) -> list[str]:
-        found = []
-        if not self.fixed and now - self.snapshot.as_of > AGING:
-            found.append("features_aging")
-        if self.simulated:
-            found.append("simulated_data")
-        return found
-
-
-def timestamp(moment: datetime) -> str:
-    """RFC 3339 in UTC; a time without a zone is UTC."""
-    if moment.tzinfo is not None:
-        moment = moment.astimezone(UTC).replace(tzinfo=None)
-    return moment.isoformat() + "Z"
-
-
-def shortest(values: npt.NDArray[np.float32]) -> list[float | None]:
-    """Each float32 as the double of its shortest decimals, which float32 reads back bit for bit;
-    None for what is not finite."""
-    finite = np.isfinite(values)
-    return [
-        float(text) if fine else None
-        for text, fine in zip(values.astype("U16").tolist(), finite.tolist(), strict=True)
-    ]

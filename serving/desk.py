@@ -1,0 +1,460 @@
+"""Decisions on the log: what waits is decided together, inserted, charged and only then answered.
+
+Two threads: the writer answers decisions that are logged, after their commit; the reader answers
+dry runs, which change nothing and never wait for a commit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+import numpy as np
+from sqlalchemy.engine import Connection
+
+from serving import schemas
+from serving.evaluation import (
+    Evaluated,
+    Facts,
+    envelope,
+    evaluate,
+    micros,
+    moment,
+    shown_time,
+)
+from serving.log import idempotency, ledger
+from serving.log.campaigns import Campaigns, Entry
+from serving.log.engine import Log
+from serving.log.idempotency import KeyReused, Once
+from serving.log.store import Store, Stored, customer_hash, new_ids
+from serving.rules import Rules
+from serving.scorer import Scorer
+from uplift.allocation import allocate
+from uplift.policy import Reason
+
+NEVER = np.datetime64("NaT", "us")
+_encode = msgspec.json.Encoder().encode
+
+
+class RulesOutdated(Exception):
+    """The campaign has changed since the rules were read; read them again."""
+
+
+class UnknownCampaign(Exception):
+    """There is no such campaign."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request for decisions. `once` with an Idempotency-Key."""
+
+    scorer: Scorer
+    rules: Rules
+    customers: Sequence[schemas.CustomerRequest]
+    request_id: str
+    dry_run: bool
+    once: Once | None = None
+
+    @property
+    def ids(self) -> list[str]:
+        return [customer.customer_id for customer in self.customers]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The body, and what the metrics count."""
+
+    body: bytes
+    replayed: bool
+    reasons: Mapping[str, int]
+
+
+@dataclass
+class _Group:
+    """What is asked of one campaign in one transaction."""
+
+    scorer: Scorer
+    rules: Rules
+    entry: Entry | None
+    now: datetime
+    asks: list[int] = field(default_factory=list)
+    known: dict[str, Stored] = field(default_factory=dict)
+    facts: Facts | None = None
+    fresh: list[str] = field(default_factory=list)
+    made: Evaluated | None = None
+    ids: list[str] = field(default_factory=list)
+    """Decision ids of `fresh`."""
+    gone: dict[str, str] = field(default_factory=dict)
+    """Customers who must not be contacted, and why: consent or erased."""
+
+    @property
+    def active(self) -> bool:
+        return self.entry is None or self.entry.budget.active
+
+
+class Desk:
+    """Answers asks, on the connection of a transaction that the caller commits."""
+
+    def __init__(self, log: Log, last: int = 0) -> None:
+        self.log, self.store, self.campaigns = log, Store(log), Campaigns(log)
+        self._last = last
+        self.steps_back = 0
+        """How often the clock was found to have gone back by more than a second."""
+
+    def now(self, scorer: Scorer) -> datetime:
+        """The wall clock, but never before a decision that was logged."""
+        wall = micros(scorer.clock())
+        if wall < self._last - 1_000_000:
+            self.steps_back += 1
+        self._last = max(self._last, wall)
+        return moment(self._last)
+
+    def behind(self, scorer: Scorer) -> timedelta:
+        """How far the wall clock lies behind the last decision."""
+        return timedelta(microseconds=max(0, self._last - micros(scorer.clock())))
+
+    def answer(self, connection: Connection, asks: Sequence[Ask]) -> list[Answer | Exception]:
+        """Decide, insert, charge; an exception stands for the ask that it belongs to."""
+        found: list[Answer | Exception | None] = [None] * len(asks)
+        groups = self._grouped(connection, asks, found)
+        for group in groups:
+            self._look(connection, group, asks)
+            self._evaluate(group)
+        rows = [
+            (group, group.made.row(i, decision_id))
+            for group in groups
+            if group.made is not None
+            for i, decision_id in enumerate(group.ids)
+        ]
+        lost = self.store.add(connection, [row for _, row in rows])
+        if lost:
+            self._yield(connection, rows, lost)
+        for group in sorted(groups, key=lambda g: g.rules.campaign_id):
+            self._charge(connection, group, lost)
+        results = []
+        for group in groups:
+            for k in group.asks:
+                ask = asks[k]
+                body, result, reasons = self._render(group, ask)
+                if ask.once is not None:
+                    results.append((k, ask.once, result))
+                found[k] = Answer(body, False, reasons)
+        stale = idempotency.keep(
+            self.log, connection, [(once, text) for _, once, text in results], self._last
+        )
+        for k, once, _ in results:
+            if once.name in stale:  # Another process has answered it; the next try replays that.
+                found[k] = RulesOutdated()
+        return [one if one is not None else RulesOutdated() for one in found]
+
+    def preview(self, connection: Connection | None, asks: Sequence[Ask]) -> list[Any]:
+        """Answers to dry runs: the standing decision, or what it would be. Without a connection
+        nothing of the log is known."""
+        found: list[Answer | Exception | None] = [None] * len(asks)
+        if connection is not None:
+            groups = self._grouped(connection, asks, found)
+        else:
+            groups = self._joined(asks, range(len(asks)), {})
+        for group in groups:
+            if connection is not None:
+                self._look(connection, group, asks)
+            else:
+                group.fresh = list(dict.fromkeys(i for k in group.asks for i in asks[k].ids))
+            self._evaluate(group)
+            for k in group.asks:
+                body, _, reasons = self._render(group, asks[k])
+                found[k] = Answer(body, False, reasons)
+        return list(found)
+
+    def _grouped(
+        self,
+        connection: Connection,
+        asks: Sequence[Ask],
+        found: list[Answer | Exception | None],
+    ) -> list[_Group]:
+        """Asks by campaign; those that can't or need not be decided get their answer at once."""
+        wanted = sorted({ask.rules.campaign_id for ask in asks})
+        entries = self.campaigns.some(connection, wanted)
+        once = [ask.once for ask in asks if ask.once is not None]
+        past = idempotency.earlier(connection, once, micros(self.now(asks[0].scorer)))
+        seen: set[tuple[str, str, str]] = set()
+        open_asks = []
+        for k, ask in enumerate(asks):
+            entry = entries.get(ask.rules.campaign_id)
+            if entry is None:
+                found[k] = UnknownCampaign()
+            elif entry.version != ask.rules.version:
+                found[k] = RulesOutdated()
+            elif ask.once is None:
+                open_asks.append(k)
+            elif ask.once.name in past:
+                body_sha256, result = past[ask.once.name]
+                if body_sha256 != ask.once.body_sha256:
+                    found[k] = KeyReused()
+                else:
+                    found[k] = self._again(connection, ask, entry, json.loads(result))
+            elif ask.once.name in seen:
+                found[k] = RulesOutdated()  # Its twin stands in this very group.
+            else:
+                seen.add(ask.once.name)
+                open_asks.append(k)
+        return self._joined(asks, open_asks, entries)
+
+    def _joined(
+        self, asks: Sequence[Ask], which: Iterable[int], entries: Mapping[str, Entry]
+    ) -> list[_Group]:
+        groups: dict[int, _Group] = {}
+        for k in which:
+            ask = asks[k]
+            group = groups.get(id(ask.rules))
+            if group is None:
+                entry = entries.get(ask.rules.campaign_id)
+                group = _Group(ask.scorer, ask.rules, entry, self.now(ask.scorer))
+                groups[id(ask.rules)] = group
+            group.asks.append(k)
+        return list(groups.values())
+
+    def _look(self, connection: Connection, group: _Group, asks: Sequence[Ask]) -> None:
+        """What the log knows of everyone in the group."""
+        everyone = list(dict.fromkeys(i for k in group.asks for i in asks[k].ids))
+        rules, now = group.rules, micros(group.now)
+        group.known = self.store.sticky(
+            connection, rules.campaign_id, rules.window_at(group.now), everyone
+        )
+        group.gone = self._gone(connection, group.scorer, everyone)
+        group.fresh = [i for i in everyone if i not in group.known]
+        offers: dict[str, list[int]] = {}
+        if rules.caps and group.fresh:
+            since = now - max(days for _, days in rules.caps) * 86_400_000_000
+            offers = self.store.offers(connection, group.fresh, since, now)
+        free = [rules.capped_until(offers[i]) if i in offers else None for i in group.fresh]
+        group.facts = Facts(
+            np.array([i in group.gone for i in group.fresh], dtype=bool),
+            np.array([group.gone.get(i) == "erased" for i in group.fresh], dtype=bool),
+            np.array(
+                [NEVER if f is None else np.datetime64(f, "us") for f in free], dtype="M8[us]"
+            ),
+        )
+
+    def _gone(
+        self, connection: Connection, scorer: Scorer, customers: Sequence[str]
+    ) -> dict[str, str]:
+        hashes = {customer_hash(scorer.salt.value, i): i for i in customers}
+        kinds = self.store.refused(connection, hashes)
+        return {hashes[key]: kind for key, kind in kinds.items()}
+
+    def _evaluate(self, group: _Group) -> None:
+        if not group.fresh:
+            return
+        budget = group.rules.campaign.budget
+        left = None if budget is None else round(budget * 1e6)
+        if group.entry is not None:
+            left = group.entry.budget.left
+        group.made = evaluate(
+            group.scorer,
+            group.rules,
+            group.fresh,
+            group.now,
+            facts=group.facts,
+            left=left,
+            active=group.active,
+        )
+        group.ids = new_ids(len(group.fresh))
+
+    def _yield(
+        self,
+        connection: Connection,
+        rows: Sequence[tuple[_Group, Mapping[str, Any]]],
+        lost: set[str],
+    ) -> None:
+        """Read the decisions that other processes made first."""
+        late: dict[int, tuple[_Group, list[str]]] = {}
+        for group, row in rows:
+            if row["decision_id"] in lost:
+                late.setdefault(id(group), (group, []))[1].append(row["customer_id"])
+        for group, customers in late.values():
+            window = group.rules.window_at(group.now)
+            group.known.update(
+                self.store.sticky(connection, group.rules.campaign_id, window, customers)
+            )
+
+    def _charge(self, connection: Connection, group: _Group, lost: set[str]) -> None:
+        """Pay for the offers that were inserted; those that don't fit become none."""
+        made = group.made
+        if made is None:
+            return
+        offers = [
+            i
+            for i, decision_id in enumerate(group.ids)
+            if made.items[i].action == "offer" and decision_id not in lost
+        ]
+        if not offers:
+            return
+        campaign = group.rules.campaign_id
+        cost = np.array([made.reserve[i] for i in offers], dtype=np.int64)
+        if ledger.charge(connection, campaign, int(cost.sum())):
+            return
+        budget = ledger.locked(connection, campaign)
+        kept = np.zeros(len(offers), dtype=bool)
+        if budget.active and budget.left is not None:
+            value = made.made.expected_incremental_profit[offers]
+            # An explored offer is worth its draw, whatever it is predicted to bring.
+            worth = np.maximum(value, 0.0) + cost / 1e6 * 1e-9 + 1e-9
+            fits = allocate(
+                worth[:, None], cost[:, None].astype(np.float64), budget=float(budget.left)
+            )
+            kept = fits.choice > 0
+        if kept.any() and not ledger.charge(connection, campaign, int(cost[kept].sum())):
+            kept[:] = False
+        reason = Reason.BUDGET_EXHAUSTED if budget.active else Reason.CAMPAIGN_PAUSED
+        out = [offers[j] for j in np.flatnonzero(~kept).tolist()]
+        self.store.lose(connection, [group.ids[i] for i in out], reason.value)
+        for i in out:
+            made.items[i] = _refused(made.items[i], reason)
+
+    def _render(self, group: _Group, ask: Ask) -> tuple[bytes, str, dict[str, int]]:
+        """The body, what to keep for a replay, and the reasons."""
+        place = {customer: i for i, customer in enumerate(group.fresh)}
+        items, ids, hits = [], [], []
+        reasons: dict[str, int] = {}
+        warn = any(customer.context for customer in ask.customers)
+        closed = group.rules.closed(group.now, group.active)
+        for index, customer in enumerate(ask.customers):
+            stored = group.known.get(customer.customer_id)
+            if stored is not None:
+                hits.append(index)
+                ids.append(stored.decision_id)
+                why = self._overruled(group, stored, customer.customer_id, closed)
+                item = _restored(stored, index, customer.customer_id, why, True)
+            else:
+                i = place[customer.customer_id]
+                assert group.made is not None
+                decision_id = None if ask.dry_run else group.ids[i]
+                ids.append(group.ids[i])
+                item = group.made.items[i]
+                item = msgspec.structs.replace(item, index=index, decision_id=decision_id)
+            if warn and customer.context:
+                item = msgspec.structs.replace(item, warnings=[*item.warnings, "context_ignored"])
+            reasons[item.reason] = reasons.get(item.reason, 0) + 1
+            items.append(item)
+        window = group.rules.window_at(group.now)
+        found = envelope(
+            group.scorer, group.rules, window, group.now, items, ask.request_id, ask.dry_run
+        )
+        kept = ""
+        if ask.once is not None:
+            kept = json.dumps(
+                {
+                    "request_id": ask.request_id,
+                    "window_id": window,
+                    "decided_at": found.decided_at,
+                    "as_of": found.as_of,
+                    "snapshot_id": found.snapshot_id,
+                    "model_version": found.model_version,
+                    "policy_version": found.policy_version,
+                    "ids": ids,
+                    "hits": hits,
+                }
+            )
+        return _encode(found), kept, reasons
+
+    def _overruled(
+        self, group: _Group, stored: Stored, customer: str, closed: Reason | None
+    ) -> Reason | None:
+        """Why an offer that stands must not be made now, if so."""
+        if stored.action != "offer":
+            return None
+        if closed is not None:
+            return closed
+        gone = group.gone.get(customer)
+        if gone is not None:
+            return Reason.UNKNOWN_CUSTOMER if gone == "erased" else Reason.NO_CONSENT
+        at = micros(group.rules.stands_at or group.now)
+        arms = group.scorer.model.bundle.arms
+        offered = dict(zip(arms, group.rules.campaign.offered, strict=True))
+        if (stored.valid_until is not None and stored.valid_until <= at) or not offered.get(
+            stored.arm, False
+        ):
+            return Reason.COUPON_EXPIRED
+        return None
+
+    def _again(
+        self, connection: Connection, ask: Ask, entry: Entry, result: Mapping[str, Any]
+    ) -> Answer:
+        """The earlier answer, byte for byte, but for offers that must not be made any more."""
+        group = _Group(ask.scorer, ask.rules, entry, self.now(ask.scorer))
+        group.gone = self._gone(connection, ask.scorer, ask.ids)
+        rows = self.store.by_id(connection, result["ids"])
+        closed = ask.rules.closed(group.now, group.active)
+        hits = set(result["hits"])
+        items = []
+        for index, (customer, decision_id) in enumerate(
+            zip(ask.customers, result["ids"], strict=True)
+        ):
+            row = rows[decision_id]
+            why = self._overruled(group, row, customer.customer_id, closed)
+            item = _restored(row, index, customer.customer_id, why, index in hits)
+            if customer.context:
+                item = msgspec.structs.replace(item, warnings=[*item.warnings, "context_ignored"])
+            items.append(item)
+        offers = sum(item.action == "offer" for item in items)
+        found = schemas.DecisionsAnswer(
+            request_id=result["request_id"],
+            campaign_id=ask.rules.campaign_id,
+            window_id=result["window_id"],
+            dry_run=False,
+            decided_at=result["decided_at"],
+            as_of=result["as_of"],
+            snapshot_id=result["snapshot_id"],
+            model_version=result["model_version"],
+            policy_version=result["policy_version"],
+            counts=schemas.Counts(offer=offers, none=len(items) - offers),
+            decisions=items,
+        )
+        return Answer(_encode(found), True, {})
+
+
+def _refused(item: schemas.Decision, reason: Reason) -> schemas.Decision:
+    """The same decision with nothing offered; the assigned arm stays."""
+    return msgspec.structs.replace(
+        item,
+        action="none",
+        coupon_id=None,
+        reason=reason,
+        expected_incremental_profit_micros=0,
+        expected_cost_micros=0,
+        valid_until=None,
+    )
+
+
+def _restored(
+    row: Stored, index: int, customer: str, why: Reason | None, hit: bool
+) -> schemas.Decision:
+    """A stored decision as it was answered; with `why` its offer is withheld."""
+    offer = row.action == "offer"
+    item = schemas.Decision(
+        index=index,
+        customer_id=customer,
+        decision_id=row.decision_id,
+        action=row.action,
+        arm=row.arm,
+        coupon_id=row.arm if offer else None,
+        reason=Reason(row.reason),
+        is_holdout=row.holdout_kind != "none",
+        is_exploration=row.is_exploration,
+        assignment_prob=round(row.assignment_prob, 6),
+        response_propensity=row.response_propensity,
+        uplift=row.uplift,
+        expected_incremental_profit_micros=row.expected_profit_micros,
+        expected_cost_micros=row.expected_cost_micros,
+        profile_state=row.profile_state,
+        sticky_hit=hit,
+        valid_until=shown_time(row.valid_until),
+        retry_at=shown_time(row.retry_at),
+        warnings=row.warnings.split(",") if row.warnings else [],
+    )
+    return item if why is None else _refused(item, why)

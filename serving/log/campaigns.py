@@ -1,0 +1,169 @@
+"""Campaigns in the log: resources with versions, and their state beside the budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.engine import Connection
+
+from serving.log.engine import Log
+from serving.log.ledger import Budget
+from serving.log.schema import campaign_budget, campaigns
+
+_COLUMNS = (
+    campaigns.c.campaign_id,
+    campaigns.c.resource,
+    campaigns.c.version,
+    campaigns.c.configured,
+    campaigns.c.paused_at,
+    campaigns.c.created_at,
+    campaign_budget.c.state,
+    campaign_budget.c.cap_micros,
+    campaign_budget.c.committed_micros,
+    campaign_budget.c.realised_micros,
+)
+_JOINED = select(*_COLUMNS).join(
+    campaign_budget, campaign_budget.c.campaign_id == campaigns.c.campaign_id
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stored campaign; times in microseconds. `version` counts up with every change of the
+    resource, not with pauses."""
+
+    campaign_id: str
+    resource: str
+    version: int
+    configured: bool
+    paused_at: int | None
+    created_at: int
+    budget: Budget
+
+
+def _entry(row: Any) -> Entry:
+    return Entry(
+        row.campaign_id,
+        row.resource,
+        row.version,
+        row.configured,
+        row.paused_at,
+        row.created_at,
+        Budget(row.state, row.cap_micros, row.committed_micros, row.realised_micros),
+    )
+
+
+class Campaigns:
+    """Reads and changes of campaigns, on a connection of a transaction."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._some = _JOINED.where(log.among(campaigns.c.campaign_id, "ids"))
+
+    def get(self, connection: Connection, campaign_id: str) -> Entry | None:
+        row = connection.execute(_JOINED.where(campaigns.c.campaign_id == campaign_id)).first()
+        return None if row is None else _entry(row)
+
+    def some(self, connection: Connection, ids: list[str]) -> dict[str, Entry]:
+        """These campaigns by id, as far as they exist."""
+        rows = connection.execute(self._some, {"ids": self._log.values(ids)})
+        return {row.campaign_id: _entry(row) for row in rows}
+
+    def page(self, connection: Connection, after: str, limit: int) -> list[Entry]:
+        """Campaigns in the order of their ids, after one."""
+        statement = _JOINED.where(campaigns.c.campaign_id > after)
+        rows = connection.execute(statement.order_by(campaigns.c.campaign_id).limit(limit))
+        return [_entry(row) for row in rows]
+
+    def create(
+        self,
+        connection: Connection,
+        campaign_id: str,
+        resource: str,
+        cap: int | None,
+        now: int,
+        *,
+        configured: bool = False,
+    ) -> bool:
+        """Add a campaign, active and with nothing spent; False if it is there already."""
+        statement = self._log.insert(campaigns).on_conflict_do_nothing(
+            index_elements=[campaigns.c.campaign_id]
+        )
+        row = {
+            "campaign_id": campaign_id,
+            "resource": resource,
+            "version": 1,
+            "configured": configured,
+            "created_at": now,
+            "updated_at": now,
+        }
+        if connection.execute(statement, row).rowcount != 1:
+            return False
+        connection.execute(
+            insert(campaign_budget),
+            {
+                "campaign_id": campaign_id,
+                "state": "active",
+                "cap_micros": cap,
+                "committed_micros": 0,
+                "realised_micros": 0,
+            },
+        )
+        return True
+
+    def replace(
+        self,
+        connection: Connection,
+        entry: Entry,
+        resource: str,
+        cap: int | None,
+        now: int,
+    ) -> bool:
+        """Change a campaign; False if somebody else has changed it since `entry` was read, or if
+        more is promised or spent than the new cap allows."""
+        committed = campaign_budget.c.committed_micros + campaign_budget.c.realised_micros
+        bearable = [committed <= cap] if cap is not None else []
+        changed = connection.execute(
+            update(campaigns)
+            .where(
+                campaigns.c.campaign_id == entry.campaign_id,
+                campaigns.c.version == entry.version,
+            )
+            .values(resource=resource, version=entry.version + 1, updated_at=now)
+        )
+        if changed.rowcount != 1:
+            return False
+        limited = connection.execute(
+            update(campaign_budget)
+            .where(campaign_budget.c.campaign_id == entry.campaign_id, *bearable)
+            .values(cap_micros=cap)
+        )
+        return limited.rowcount == 1
+
+    def pause(self, connection: Connection, campaign_id: str, comment: str, now: int) -> None:
+        """After the commit of this, no offer of the campaign commits. A second pause keeps the
+        time of the first."""
+        connection.execute(
+            update(campaign_budget)
+            .where(campaign_budget.c.campaign_id == campaign_id)
+            .values(state="paused")
+        )
+        connection.execute(
+            update(campaigns)
+            .where(campaigns.c.campaign_id == campaign_id, campaigns.c.paused_at.is_(None))
+            .values(paused_at=now, comment=comment)
+        )
+
+    def resume(self, connection: Connection, campaign_id: str) -> None:
+        connection.execute(
+            update(campaign_budget)
+            .where(campaign_budget.c.campaign_id == campaign_id)
+            .values(state="active")
+        )
+        connection.execute(
+            update(campaigns)
+            .where(campaigns.c.campaign_id == campaign_id)
+            .values(paused_at=None, comment=None)
+        )

@@ -1,0 +1,129 @@
+"""The rules of one campaign as a scorer applies them: windows, arms, price, caps, quiet hours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, time, timedelta
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
+
+from serving.campaign import Campaign
+from uplift.data import BoolArray
+from uplift.policy import Reason
+
+if TYPE_CHECKING:
+    from serving.scorer import Scorer
+
+
+@dataclass(frozen=True)
+class Quiet:
+    """Local hours in which nobody is contacted: half open, and they may cross midnight."""
+
+    start: time
+    end: time
+    zone: ZoneInfo
+
+    def until(self, now: datetime) -> datetime | None:
+        """When the quiet hours that hold at `now` end, UTC; None outside of them.
+
+        An end that the clocks skip or repeat is the later of its two readings.
+        """
+        local = now.astimezone(self.zone)
+        at = local.time()
+        crossing = self.end <= self.start
+        quiet = at >= self.start or at < self.end if crossing else self.start <= at < self.end
+        if not quiet:
+            return None
+        day = local.date()
+        if crossing and at >= self.start:
+            day += timedelta(days=1)
+        ends = (
+            datetime.combine(day, self.end, self.zone).replace(fold=fold).astimezone(UTC)
+            for fold in (0, 1)
+        )
+        return max(ends)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """One campaign under one model and snapshot; made anew when any of them changes.
+
+    version: of the stored campaign; with another one these rules are outdated.
+    stands_at: the shop's time, where the configuration fixes it; then no time passes.
+    shadow_price: profit per currency of expected cost.
+    eligible: (n,) of the snapshot's customers; None: everyone.
+    caps: at most so many offers, of any campaign in the log, in so many days.
+    worst_micros: (K,) full face value and contact of each arm, reserved in place of the expected
+    cost; None: the expected cost times `safety_factor` is reserved.
+    """
+
+    campaign: Campaign
+    starts_at: datetime
+    window_days: int
+    shadow_price: float
+    version: int = 1
+    ends_at: datetime | None = None
+    stands_at: datetime | None = None
+    eligible: BoolArray | None = None
+    caps: tuple[tuple[int, int], ...] = ()
+    quiet: Quiet | None = None
+    safety_factor: float = 1.0
+    worst_micros: tuple[int, ...] | None = None
+    max_feature_age: timedelta | None = None
+
+    @classmethod
+    def of_config(
+        cls, scorer: Scorer, starts_at: datetime | None = None, version: int = 1
+    ) -> Rules:
+        """The campaign that exists from the configuration, as the snapshot priced it."""
+        config, snapshot = scorer.config, scorer.snapshot
+        campaign = Campaign.of(config, scorer.model.bundle).with_shares(snapshot.shares)
+        return cls(
+            campaign=campaign,
+            starts_at=starts_at or snapshot.as_of,
+            window_days=config.outcome.window_days,
+            shadow_price=snapshot.shadow_price,
+            version=version,
+            stands_at=snapshot.as_of if scorer.fixed else None,
+            caps=tuple((most, int(days[:-1])) for days, most in config.contact.overall.items()),
+            max_feature_age=timedelta(hours=config.serving.max_feature_age_hours),
+        )
+
+    @property
+    def campaign_id(self) -> str:
+        return self.campaign.campaign_id
+
+    def window_at(self, now: datetime) -> int:
+        """floor((now - starts_at) / window_days)."""
+        moment = self.stands_at or now
+        return (moment - self.starts_at) // timedelta(days=self.window_days)
+
+    def in_window(self, window: int) -> Campaign:
+        """The campaign in a window, which its draws depend on."""
+        if window == self.campaign.window_id:
+            return self.campaign
+        return replace(self.campaign, window_id=window)
+
+    def valid_until(self, window: int) -> list[datetime | None]:
+        """(K + 1,) when each arm's coupon of this window expires; None for control."""
+        start = self.starts_at + timedelta(days=self.window_days) * window
+        return [None, *(start + timedelta(days=days) for days in self.campaign.valid_days)]
+
+    def closed(self, now: datetime, active: bool) -> Reason | None:
+        """Why the campaign offers nothing to anybody, if so."""
+        moment = self.stands_at or now
+        if moment < self.starts_at:
+            return Reason.CAMPAIGN_NOT_STARTED
+        if self.ends_at is not None and moment >= self.ends_at:
+            return Reason.CAMPAIGN_ENDED
+        return None if active else Reason.CAMPAIGN_PAUSED
+
+    def capped_until(self, offers: list[int]) -> int | None:
+        """When the caps let the next offer through, after offers at these microseconds, the
+        newest first; None if no cap was ever reached."""
+        reached = [
+            offers[most - 1] + days * 86_400_000_000
+            for most, days in self.caps
+            if 0 < most <= len(offers)
+        ]
+        return max(reached, default=None)
