@@ -40,7 +40,9 @@ OPERATORS: dict[ValueKind, tuple[str, ...]] = {
     "boolean": _EQUAL,
 }
 LOGIC = ("all", "any", "not")
-HEADS = (*LOGIC, "feature", "segment", "purchase", "event", "offer", "customer", "audience")
+HEADS = (
+    *LOGIC, "feature", "segment", "purchase", "event", "offer", "customer", "coupon", "audience"
+)  # fmt: skip
 COUNT_KEYS = ("within_days", "between_days", "min", "max")
 # Keys of a purchase whose values are those of a column of the order lines.
 LINE_COLUMNS = {
@@ -254,6 +256,16 @@ class _Parser:
         feature = find(name) or CATALOGUE[_known(name, place, tuple(CATALOGUE))]
         kind: ValueKind = "text" if feature.dtype == "text" else "number"
         return Compare("feature", name, *_comparison(raw, where, kind))
+
+    def _coupon(self, raw: Any, where: str, depth: int, names: tuple[str, ...]) -> Node:
+        """A coupon that was issued, is valid, was not used, and expires within so many days."""
+        _keys(raw, where, ("coupon",))
+        place = f"{where}.coupon"
+        if not isinstance(raw["coupon"], Mapping) or "expires_within_days" not in raw["coupon"]:
+            raise _error(place, "{expires_within_days: 3}", _found(raw["coupon"]), REMEDY)
+        _keys(raw["coupon"], place, ("expires_within_days",))
+        days = _whole(raw["coupon"]["expires_within_days"], f"{place}.expires_within_days")
+        return Compare("feature", "coupon_expires_days", "<=", (float(days),))
 
     def _customer(self, raw: Any, where: str, depth: int, names: tuple[str, ...]) -> Node:
         _keys(raw, where, ("customer", "op", "value"))

@@ -31,6 +31,7 @@ from features.config_base import Id as Id
 from features.config_decisions import ContactConfig as ContactConfig
 from features.config_decisions import OfferConfig as OfferConfig
 from features.config_decisions import PolicyConfig as PolicyConfig
+from features.config_decisions import Trigger
 from features.config_decisions import TriggerConfig as TriggerConfig
 from features.errors import ConfigError
 
@@ -324,7 +325,7 @@ class Config(Section):
     offers: list[OfferConfig] = Field(default_factory=list, description="the arms besides control")
     policy: PolicyConfig = PolicyConfig()
     contact: ContactConfig = ContactConfig()
-    triggers: list[Id | TriggerConfig] = later(
+    triggers: list[Trigger] = later(
         [],
         description="rules that edit the candidate arms; a name is a shipped rule of "
         "docs/contact.md",
@@ -459,7 +460,9 @@ def _override(raw: dict[str, Any], text: str) -> None:
 
 def _explain(error: ValidationError, raw: dict[str, Any], file: str) -> ConfigError:
     first = error.errors()[0]
-    path = [str(p) for p in first["loc"] if not str(p).startswith(("literal[", "function-"))]
+    path = [
+        str(p) for p in first["loc"] if not str(p).startswith(("literal[", "function-", "union-"))
+    ]
     key = ".".join(path) or "the file"
     kind = first["type"]
     expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")

@@ -7,7 +7,15 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from features.config_base import CONTROL, Id, Section, Share, Windows, later, utc
 
@@ -27,8 +35,17 @@ def _hour(value: object) -> object:
     return value
 
 
+def _form(value: object) -> str:
+    return "union-text" if isinstance(value, str | int) else "union-mapping"
+
+
 # An arm by its coupon id, or all that have this kind and this tag.
-Selector = Annotated[str | dict[Literal["kind", "tag"], str], AfterValidator(_selector)]
+Selector = Annotated[
+    Annotated[str, Tag("union-text")]
+    | Annotated[dict[Literal["kind", "tag"], str], Tag("union-mapping")],
+    Discriminator(_form),
+    AfterValidator(_selector),
+]
 Hour = Annotated[str, BeforeValidator(_hour)]
 
 
@@ -202,3 +219,10 @@ class TriggerConfig(Section):
         if not value.model_fields_set:
             raise ValueError("an effect, for example {add_arms: [c5]}")
         return value
+
+
+# A shipped rule by its name, or a rule.
+Trigger = Annotated[
+    Annotated[Id, Tag("union-text")] | Annotated[TriggerConfig, Tag("union-mapping")],
+    Discriminator(_form),
+]

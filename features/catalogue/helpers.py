@@ -34,3 +34,16 @@ def matured_offers_365d(e: Facts) -> ir.Value:
 )
 def responded_offers_365d(e: Facts) -> ir.Value:
     return e.count(e.within(365) & e.responded & e.matured)
+
+
+@feature(
+    "coupon_expires_days",
+    group="fatigue",
+    of="offers",
+    needs=("exposures", "offers"),
+    helper=True,
+    doc="Days, in parts, until the first of the unused and valid coupons expires.",
+)
+def coupon_expires_days(e: Facts) -> ir.Value:
+    left = (e.expires.epoch_seconds() - e.as_of.epoch_seconds()) / 86_400.0
+    return left.min(where=~e.reminder & e.unexpired & ~e.used)
