@@ -1,6 +1,6 @@
 """This project and its peers side by side in one run: one table per suite, with ratios.
 
-Usage: python -m benchmarks [--only decisions,allocation,features,ingest,learners]
+Usage: python -m benchmarks [--only decisions,allocation,catalogue,features,ingest,learners]
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from uplift.errors import UpliftError
 
 SUITES = {
     "allocation": "one million customers and five coupons under a budget",
+    "catalogue": "the true value of the champion with every feature beside the core set (minutes)",
     "features": "one row of features per customer from order lines",
     "ingest": "the incremental store: daily ingests, and snapshots from it",
-    "learners": "learners of effects on simulated experiments, beside causalml's",
+    "learners": "learners of effects on simulated experiments, beside causalml's and econml's",
     "decisions": "the true value of decisions on the simulated shop (after make train)",
 }
 
@@ -32,7 +33,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", default=",".join(SUITES), help="suites, separated by commas")
     parser.add_argument("--config", default=Options.config, help="decisions: the simulated shop")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--full", action="store_true", help="features: 10 million order lines")
+    parser.add_argument(
+        "--full", action="store_true", help="features: 10 million order lines; learners: 200,000 rows"
+    )
+    parser.add_argument("--rows", type=int, default=0, help="learners, scale: rows to learn from")
+    parser.add_argument(
+        "--repeats", type=int, default=0, help="learners: seeds; experiments: random halves"
+    )
+    parser.add_argument(
+        "--worlds", default="", help="learners, experiments: some of them, separated by commas"
+    )
+    parser.add_argument("--keep", help="learners, experiments: folder for parts that are done")
+    parser.add_argument("--data", help="experiments: folder with the real experiments")
     arguments = parser.parse_args(argv)
     chosen = [name.strip() for name in arguments.only.split(",")]
     for name in chosen:
@@ -40,7 +52,16 @@ def main(argv: list[str] | None = None) -> int:
             known = ", ".join(SUITES)
             print(f"error: --only: expected some of {known}, found {name!r}", file=sys.stderr)
             return 2
-    options = Options(arguments.config, arguments.overrides, arguments.full)
+    options = Options(
+        arguments.config,
+        arguments.overrides,
+        arguments.full,
+        arguments.rows,
+        arguments.repeats,
+        [name.strip() for name in arguments.worlds.split(",") if name.strip()],
+        arguments.keep,
+        arguments.data,
+    )
     print(f"Machine: {machine()}")
     for name in chosen:
         # Each suite imports its peers when its turn comes: causalml alone takes many seconds.
