@@ -74,15 +74,15 @@ class Workbench:
     @cached_property
     def valued(self) -> tuple[ir.Table, ir.Table]:
         """Purchase lines of valid orders: alone in their order, and the others."""
-        if self.stored is not None:
-            single, several = self.stored.valued
-        else:
-            single, several = order_items(self.lines, self.versions)
+        assert self.stored is None, "the store does not tell them apart"
+        single, several = order_items(self.lines, self.versions)
         return single, self.scratch.keep(several)
 
     @cached_property
     def items(self) -> ir.Table:
         """Purchase lines of valid orders; see `orders.order_items`."""
+        if self.stored is not None:
+            return self.stored.items
         single, several = self.valued
         shared = several.drop("version")
         return single.select(*shared.columns).union(shared, distinct=False)

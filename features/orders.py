@@ -268,13 +268,10 @@ def shared_items(bought: ir.Table, versions: ir.Table) -> ir.Table:
 def order_values(single: ir.Table, several: ir.Table, value: str) -> ir.Table:
     """Distinct non-null values of a column over each order's lines, as facts.
 
-    `single` may have `first_<value>`: which lines count where an order has several of them.
     Columns: customer, order_at, day, since, until, value.
     """
     shared = ("customer", "order_at", "day", "since", "until")
     alone = single.filter(single[value].notnull())
-    if f"first_{value}" in alone.columns:
-        alone = alone.filter(alone[f"first_{value}"])
     alone = alone.select(*shared, value=value)
     valued = several.filter(several[value].notnull())
     valued = valued.select("version", *shared, value=value)

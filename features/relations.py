@@ -74,9 +74,12 @@ def _product_days(work: Workbench) -> ir.Table:
 def novelty(work: Workbench) -> ir.Table:
     """Order days: age, novel (with a product new to the customer)."""
     days = work.order_days
-    bought = visible(work.spine, work.items.filter(work.items.product_id.notnull()))
-    firsts = bought.group_by(["row", "product_id"]).agg(day=bought.day.min())
-    firsts = firsts.select("row", "day").distinct()
+    if work.stored is not None:
+        firsts = work.stored.novel_days()
+    else:
+        bought = visible(work.spine, work.items.filter(work.items.product_id.notnull()))
+        firsts = bought.group_by(["row", "product_id"]).agg(day=bought.day.min())
+        firsts = firsts.select("row", "day").distinct()
     joined = days.left_join(firsts, ["row", "day"])
     return joined.select(row=days.row, age=days.age, novel=firsts.row.notnull())
 
@@ -85,6 +88,8 @@ def novelty(work: Workbench) -> ir.Table:
 def products_365d(work: Workbench) -> ir.Table:
     """Products of orders in 365 days: value (may be NULL), days (order days), lines, and launched
     (lines of within 30 days after anybody's first purchase of it)."""
+    if work.stored is not None:
+        return work.stored.products(365, LAUNCH_DAYS, FIRST_DAYS)
     every = _product_days(work)
     recent = every.filter(every.age <= 365)
     launch = _launches(work)
@@ -154,6 +159,8 @@ def _favourites(seen: ir.Table) -> ir.Table:
 
 
 def _favourite_of(work: Workbench, column: str) -> ir.Table:
+    if work.stored is not None:
+        return work.stored.favourites(column, 365)
     # Orders too old for every moment are dropped before the work, too old for their own after it.
     oldest = work.spine.earliest_day - 365
     single, several = (items.filter(items.day >= oldest) for items in work.valued)

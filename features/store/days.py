@@ -2,9 +2,8 @@
 
 `lines`: the columns of the table transactions, then `_source` and `_file` (where the line came
 from: the column source, the digest of the file), `_order` (a number of the order, of this day
-alone), `_repeat` (it repeats an earlier line and does not count), per column of FIRSTS
-`_first_<column>` (the first line of its order and day with this value), and FACTS, each after a
-`_`: what `orders.line_facts` says of the line; of one that is no purchase and no return, NULL.
+alone), `_repeat` (it repeats an earlier line and does not count), and FACTS, each after a `_`: what
+`orders.line_facts` says of the line; of one that is no purchase and no return, NULL.
 
 `orders`: one row per customer and order id: `_order`, customer_id, order_id, `order_at` (first
 purchase line), `since` (last line), is_return and orders.STATE, of the lines of this day. Merging
@@ -38,7 +37,6 @@ from features.orders import STATE, line_facts
 from features.store.manifest import Day
 
 COLUMNS = tuple(name for name in TRANSACTIONS.names if name != "source")
-FIRSTS = ("category", "channel")
 # Days are worked on together up to so many rows.
 MOST_ROWS = 2_000_000
 # An order's number is the day's, shifted, plus its rank in the day; no day's numbers begin at 0.
@@ -68,7 +66,6 @@ LINES = pa.schema(
         ("_file", pa.string()),
         ("_order", pa.int64()),
         ("_repeat", _TRUTH),
-        *((f"_first_{name}", _TRUTH) for name in FIRSTS),
         *((f"_{name}", kind) for name, kind in FACTS.items()),
     ]
 )
@@ -108,7 +105,6 @@ def write_days(rows: Rows, folder: Path, config: Config, *, drop: bool) -> dict[
         number = (day[start] + 2 << SHIFT) + np.arange(start.sum()) - order[of_day]
         repeat = same if drop else np.zeros_like(same)
         extra = {"_order": pa.array(number[order]), "_repeat": pa.array(repeat)}
-        extra |= {f"_first_{name}": pa.array(_firsts(order, lines[name])) for name in FIRSTS}
         for name, values in extra.items():
             lines = lines.append_column(name, values)
         for name, values in _facts(rows, lines, config).items():
@@ -186,15 +182,6 @@ def _unchanged(lines: pa.Table, day: Ints, columns: Sequence[str]) -> Bools:
 def _same(lines: pa.Table, day: Ints) -> Bools:
     """Whether each row repeats the row before it; the rows are sorted by all columns."""
     return _unchanged(lines, day, (*COLUMNS, "_source"))
-
-
-def _firsts(order: Ints, values: pa.ChunkedArray) -> Bools:
-    coded = pc.fill_null(values.combine_chunks().dictionary_encode().indices, -1)
-    code = coded.to_numpy().astype(np.int64)
-    _, first = np.unique(order * (code.max(initial=0) + 2) + code + 1, return_index=True)
-    found = np.zeros(len(order), dtype=bool)
-    found[first] = True
-    return found
 
 
 def _facts(rows: Rows, lines: pa.Table, config: Config) -> dict[str, pa.ChunkedArray]:

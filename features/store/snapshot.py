@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,17 @@ from typing import Any
 import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
+import numpy as np
+import pyarrow as pa
 
 from features.config import Config
 from features.engines import table_of
-from features.orders import ITEM, OF_ITEMS, OF_LINES, STATE
+from features.localtime import EPOCH
+from features.orders import OF_LINES, STATE
 from features.parsing import literal
 from features.spine import Scratch, Spine, forever, seen_before
-from features.store.days import AGGREGATES, COLUMNS, FACTS, FIRSTS, LINES, SHIFT
+from features.store.bought import NUMBERS, Bools, Bought, Ints, Orders, found_in
+from features.store.days import AGGREGATES, COLUMNS, FACTS, LINES, SHIFT
 from features.store.manifest import Manifest, settings_digests
 
 _serial = itertools.count()
@@ -78,10 +83,13 @@ class Store:
         given = {name for file in self.manifest.files.values() for name in file.given}
         return tuple(name for name in OF_LINES if name in given)
 
+    def files(self, kind: str, days: Iterable[str]) -> list[Path]:
+        """The data files of days."""
+        return [self.folder / str(getattr(self.manifest.days[day], kind)) for day in days]
+
     def read(self, kind: str, days: Iterable[str]) -> str:
         """The data files of days, as a relation."""
-        names = (getattr(self.manifest.days[day], kind) for day in days)
-        listed = ", ".join(literal(str(self.folder / name)) for name in names)
+        listed = ", ".join(literal(str(file)) for file in self.files(kind, days))
         return f"read_parquet([{listed}])"
 
 
@@ -213,54 +221,68 @@ class Moment:
         )
 
     @cached_property
-    def _items(self) -> ir.Table:
-        """Purchase lines of valid orders; `order` is that of `versions`."""
-        of_order = ("customer", "order", "order_at", "day", "order_paid")
-        of_line = (*self.store.columns, *(f"_first_{name}" for name in FIRSTS))
-        amounts = ("paid", "discount", "units")
-        values = [f'v."{name}"' for name in of_order]
-        values += [f"l.{name}" for name in of_line] + [f"l._{name} AS {name}" for name in amounts]
-        select = ", ".join(values)
-        query = f"""
-            WITH valid AS (
-                SELECT "order", customer, order_at, day, paid AS order_paid
-                FROM {self._versions} WHERE valid
-            ), orders AS (
-                SELECT "order" AS _order, * FROM valid WHERE "order" > 0
-                UNION ALL
-                SELECT _order, valid.* FROM {self._parts} AS p
-                JOIN {self._merged} AS m USING (customer, order_id)
-                JOIN valid ON valid."order" = m."order" WHERE _order IS NOT NULL
-            )
-            SELECT {select} FROM {self.store.read("lines", self.whole)} AS l
-            JOIN orders AS v USING (_order) WHERE _bought AND NOT _repeat
-            UNION ALL
-            SELECT {select} FROM {self._cut} AS l
-            JOIN {self._merged} AS m USING (customer, order_id)
-            JOIN valid AS v ON v."order" = m."order" WHERE _bought"""
-        kinds = {"customer": dt.int32, "order_at": _TIME, "order_paid": dt.float64}
-        kinds |= dict.fromkeys(self.store.columns, dt.string) | dict.fromkeys(amounts, dt.float64)
-        kinds |= {f"_first_{name}": dt.boolean for name in FIRSTS}
-        columns = (*of_order, *of_line, *amounts)
-        schema = ibis.schema({name: kinds.get(name, dt.int64) for name in columns})
-        items = table_of(self.store.backend, self._keep(query, columns), schema)
-        lacking = [name for name in OF_LINES if name not in self.store.columns]
-        # Every row is of before the moment.
-        return items.mutate(
-            since=items.order_at,
-            until=forever(),
-            version=items.order,
-            **{name: ibis.null("string") for name in lacking},
+    def bought(self) -> Bought:
+        """Purchase lines of valid orders."""
+        con = self.store.backend.con
+        valid = con.sql(
+            f'SELECT "order", customer, order_at, day, paid FROM {self._versions} WHERE valid '
+            "ORDER BY order_at"
+        ).to_arrow_table()
+        number = valid["order"].to_numpy()
+        by_number = np.argsort(number)
+
+        def place(orders: pa.ChunkedArray) -> tuple[Ints, Bools]:
+            found, known = found_in(number[by_number], orders.to_numpy())
+            return (by_number[found] if len(number) else found), known
+
+        # Lines of merged orders bear the numbers of their parts.
+        parts = con.sql(
+            f"""SELECT _order, "order" FROM {self._parts} JOIN {self._merged}
+            USING (customer, order_id) WHERE _order IS NOT NULL"""
+        ).to_arrow_table()
+        of_parts, known = place(parts["order"])
+        alone = np.flatnonzero(number > 0)
+        numbers = np.concatenate([number[alone], parts["_order"].to_numpy()[known]])
+        owners = np.concatenate([alone, of_parts[known]])
+        ascending = np.argsort(numbers)
+        orders = Orders(
+            customer=valid["customer"].to_numpy(),
+            at=valid["order_at"].cast(pa.int64()).to_numpy(),
+            day=valid["day"].to_numpy(),
+            paid=valid["paid"].to_numpy(),
+            number=numbers[ascending],
+            owner=owners[ascending],
+        )
+        listed = ", ".join((*self.store.columns, *(f"_{name} AS {name}" for name in NUMBERS)))
+        cut = con.sql(
+            f"""SELECT "order", {listed} FROM {self._cut} JOIN {self._merged}
+            USING (customer, order_id) WHERE _bought"""
+        ).to_arrow_table()
+        of_cut, known = place(cut["order"])
+        cut = cut.append_column("place", pa.array(of_cut)).filter(pa.array(known))
+        days = self.store.manifest.days
+        return Bought(
+            *(self.store.files("lines", self.whole), self.store.columns, orders, cut),
+            cut_files=self.store.files("lines", self.cut),
+            start=(date.fromisoformat(min(days)) - EPOCH).days,
+            today=self.spine.earliest_day,
         )
 
     @cached_property
-    def valued(self) -> tuple[ir.Table, ir.Table]:
-        """Purchase lines of valid orders: those of one day before the moment's, and the others.
+    def items(self) -> ir.Table:
+        """Purchase lines of valid orders, as `Workbench.items`."""
+        items = ibis.memtable(self.bought.lines())
+        # Every row is of before the moment.
+        return items.mutate(since=items.order_at, until=forever())
 
-        As `orders.order_items`. The former have `first_<column>` too: whether the line is the first
-        of its order with its value.
-        """
-        items = self._items
-        firsts = {f"first_{name}": items[f"_first_{name}"] for name in FIRSTS}
-        single = items.filter(items.order > 0).select(*ITEM, *OF_ITEMS, **firsts)
-        return single, items.filter(items.order < 0).select("version", *ITEM, *OF_ITEMS)
+    def novel_days(self) -> ir.Table:
+        """As `Bought.novel_days`."""
+        return ibis.memtable(self.bought.novel_days())
+
+    def products(self, days: int, launch_days: int, first_days: int) -> ir.Table:
+        """As `Bought.products`."""
+        return ibis.memtable(self.bought.products(days, launch_days, first_days))
+
+    def favourites(self, column: str, days: int) -> ir.Table:
+        """As `Bought.favourites`."""
+        return ibis.memtable(self.bought.favourites(column, days))

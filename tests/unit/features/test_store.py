@@ -191,6 +191,19 @@ def assert_stored(
         assert work.stored is not None
 
 
+def test_a_category_stays_where_one_of_its_lines_came_back(folder: Path) -> None:
+    # Of lines of one time, the return of a is sorted before the purchase of b.
+    bought = {"category": "X", "quantity": 1.0}
+    at = "2024-05-01T08:00"
+    lines = [row("1", at, **bought), row("1", at, -10.0, category="X", quantity=-1.0)]
+    put(folder / "a.parquet", [*lines, row("1", at, 7.0, **bought | {"product_id": "q"})])
+    config, names = config_of(), ["categories_365d", "category_favourite_365d"]
+    tables = open_source(config).tables()
+    spine = all_customers(tables, datetime(2024, 6, 1), config)
+    found = build_features(tables, spine, names, config, FrozenValues()).frame
+    assert found.to_numpy().tolist() == [[1.0, "X"]]
+
+
 @pytest.mark.slow
 def test_many_moments_come_from_the_lines(
     shop: tuple[Path, list[Row]], monkeypatch: pytest.MonkeyPatch
