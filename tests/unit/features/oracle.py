@@ -118,7 +118,13 @@ def _response(h: History) -> dict[str, Value]:
 def _fatigue(h: History) -> dict[str, Value]:
     ages = [h.age(e["assigned_at"]) for e in h.offers]
     opened = [v["occurred_at"] for v in h.events if v["type"] == "opened"]
+    ends = [
+        e["assigned_at"] + timedelta(days=h.settings.offers[e["arm"]]["valid_days"])
+        for e in _real(h)
+        if _unused(h, e)
+    ]
     return {
+        "coupon_expires_days": (min(ends) - h.as_of) / timedelta(days=1) if ends else None,
         "offers_7d": sum(age <= 7 for age in ages),
         "offers_28d": sum(age <= 28 for age in ages),
         "offer_recency_days": min(ages, default=None),
