@@ -34,7 +34,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", default=Options.config, help="decisions: the simulated shop")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument(
-        "--full", action="store_true", help="features: 10 million order lines; learners: 200,000 rows"
+        "--full",
+        action="store_true",
+        help="features: 10 million lines; learners: 200,000 rows",
     )
     parser.add_argument("--rows", type=int, default=0, help="learners, scale: rows to learn from")
     parser.add_argument(

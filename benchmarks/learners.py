@@ -1,37 +1,41 @@
-"""Our learners beside causalml's, on simulated experiments whose effects are known.
+"""Our learners beside causalml's and econml's, on simulated experiments whose effects are known.
 
 Everybody learns from the same rows with the same LightGBM settings and one thread, is told the
 same assignment probabilities, and predicts the same fresh rows. Ours also give an out-of-fold
-effect of every training row, with which one of them is selected; causalml's fit once, or split
-rows as they see fit (R, DR), and the table names their best in hindsight. In one world causalml's
-learners are timed once more with our folds, for the same out-of-fold effects.
-
-econml would be the other peer; it is no dependency of this project and left out.
+effect of every training row, by which one of them is selected; the peers fit once, or split
+rows as they see fit (R, econml's DR), and the table names their best in hindsight. In one world
+causalml's learners are timed once more with our folds, for the same out-of-fold effects.
 """
 
 from __future__ import annotations
 
-import logging
+import json
 import time
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TypeVar
 
-import lightgbm as lgb
 import numpy as np
+from scipy.stats import t as student
 
+from benchmarks import peers
 from benchmarks.report import Options, progress, text_table
+from benchmarks.worlds import WORLDS as MEANS
 from benchmarks.worlds import World, make_world, training_set
 from uplift.boosting import Binned, Settings
 from uplift.data import Float32Array, FloatArray, TrainingSet, draw_folds
+from uplift.errors import DesignError
 from uplift.learners import LEARNERS, Fitted, make_learner
 from uplift.nuisances import Problem, prepare
-from uplift.scores import ScoreMatrix
+from uplift.scores import Estimate, ScoreMatrix
+from uplift.selection import select
 
 Result = TypeVar("Result")
 ROWS = 20_000
+FULL_ROWS = 200_000
+FEATURES = 30
+REPEATS = 3
 FOLDS = 5
 SEED = 7
 TREATED = 0.3
@@ -48,8 +52,7 @@ WORLDS = {
 SAME_FOLDS = "dense"
 FIVE = ("s", "t", "x", "r", "dr")
 OURS = (*FIVE, "proportional", "ensemble")
-PEERS = ("S", "T", "X", "R", "DR")
-# Written out for both sides. Ours may stop before the last tree, where held-out rows say so.
+# Written out for everybody. Ours may stop before the last tree, where held-out rows say so.
 SETTINGS = Settings(
     rounds=100,
     learning_rate=0.05,
@@ -60,25 +63,17 @@ SETTINGS = Settings(
     seed=SEED,
     threads=1,
 )
-PEER_SETTINGS: dict[str, Any] = {
-    "n_estimators": SETTINGS.rounds,
-    "learning_rate": SETTINGS.learning_rate,
-    "num_leaves": SETTINGS.num_leaves,
-    "min_child_samples": SETTINGS.min_child_samples,
-    "random_state": SEED,
-    "n_jobs": 1,
-    "deterministic": True,
-    "force_row_wise": True,
-    "verbosity": -1,
-}
 
 
 @dataclass
 class Answers:
-    """Of one world: effects (n, K) of the fresh rows by learner, and CPU seconds by piece of work
-    (`shared`: bins, arm means and scores); `selected`, ours by held-out value."""
+    """Of one world and seed, by learner: `error`, RMSE of the effects of the fresh rows in
+    standard deviations of the outcome; `worth`, the true value of treating 30%, in shares of the
+    oracle's (0 where nothing can be gained); CPU `seconds` by piece of work (`shared`: bins, arm
+    means and scores). `selected`: which of ours held-out rows choose."""
 
-    effects: dict[str, FloatArray] = field(default_factory=dict)
+    error: dict[str, float] = field(default_factory=dict)
+    worth: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     selected: str = ""
 
@@ -93,23 +88,33 @@ def timed(call: Callable[[], Result]) -> tuple[float, Result]:
 def value(effects: FloatArray, truth: FloatArray, share: float = TREATED) -> float:
     """True value per row of sending each one's best arm to the `share` with the highest effects;
     effects, truth (n, K)."""
+    return float((top(effects, share) * truth).sum()) / len(effects)
+
+
+def top(effects: FloatArray, share: float = TREATED) -> FloatArray:
+    """(n, K) that policy: 1 for the arm that is sent."""
     best = effects.argmax(axis=1)
-    top = np.argsort(-effects.max(axis=1), kind="stable")[: round(share * len(effects))]
-    return float(truth[top, best[top]].sum()) / len(effects)
+    first = np.argsort(-effects.max(axis=1), kind="stable")[: round(share * len(effects))]
+    policy = np.zeros_like(effects)
+    policy[first, best[first]] = 1.0
+    return policy
 
 
-def held_out_gain(problem: Problem, fitted: Fitted) -> float:
-    """Doubly robust value per training row of the same policy, by out-of-fold effects."""
-    oof = fitted.oof
-    best = oof.argmax(axis=1)
-    top = np.argsort(-oof.max(axis=1), kind="stable")[: round(TREATED * len(oof))]
-    policy = np.zeros_like(oof)
-    policy[top, best[top]] = 1.0
-    return ScoreMatrix(problem.gamma, problem.data.cluster).gain(policy).value
+def selected(problem: Problem, fitted: Mapping[str, Fitted]) -> str:
+    """Which one out-of-fold effects and held-out scores choose, by the value of that policy."""
+    matrix = ScoreMatrix(problem.gamma, problem.data.cluster)
+    policies = {name: top(one.oof) for name, one in fitted.items()}
+    gains = {name: matrix.gain(policy).value for name, policy in policies.items()}
+
+    def less_than(one: str, other: str) -> Estimate:
+        return matrix.compare(policies[other], policies[one])
+
+    return select(gains, less_than)
 
 
-def ours(data: TrainingSet, X: Float32Array) -> Answers:
-    """Everything that we fit, from a training set alone, and its effects on the rows X."""
+def ours(data: TrainingSet, X: Float32Array) -> tuple[dict[str, FloatArray], Answers]:
+    """Everything that we fit, from a training set alone: effects (n, K) of the rows X by learner,
+    and what was measured on the way."""
     answers = Answers()
 
     def shared() -> Problem:
@@ -119,60 +124,23 @@ def ours(data: TrainingSet, X: Float32Array) -> Answers:
 
     answers.seconds["shared"], problem = timed(shared)
     fitted: dict[str, Fitted] = {}
-    gains: dict[str, float] = {}
+    effects: dict[str, FloatArray] = {}
     for name in OURS:
 
         def work(name: str = name) -> FloatArray:
             fitted[name] = make_learner(name, fitted).fit(problem)
-            gains[name] = held_out_gain(problem, fitted[name])
             return fitted[name].model.predict(X, SETTINGS.threads)
 
-        answers.seconds[name], answers.effects[name] = timed(work)
-    answers.selected = max(gains, key=lambda name: gains[name])
-    answers.effects["selected"] = answers.effects[answers.selected]
+        answers.seconds[name], effects[name] = timed(work)
+    answers.seconds["selection"], answers.selected = timed(lambda: selected(problem, fitted))
+    effects["selected"] = effects[answers.selected]
     # What a constant can do: the average effect of each arm, told by the scores.
     average = (problem.gamma[:, 1:] - problem.gamma[:, :1]).mean(axis=0)
-    answers.effects["average"] = np.tile(average, (len(X), 1))
-    return answers
+    effects["average"] = np.tile(average, (len(X), 1))
+    return effects, answers
 
 
-def peer(name: str, data: TrainingSet, X: Float32Array, assignment: FloatArray) -> FloatArray:
-    """Effects (n, K) of the rows X by causalml's learner; `assignment` (n, K + 1) of those rows."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of another project's deprecations and feature names
-        try:
-            from causalml.inference import meta
-
-            classes: Mapping[str, Any] = {
-                "S": meta.BaseSRegressor,
-                "T": meta.BaseTRegressor,
-                "X": meta.BaseXRegressor,
-                "R": meta.BaseRRegressor,
-                "DR": meta.BaseDRRegressor,
-            }
-            folds = {"n_fold": FOLDS} if name == "R" else {}
-            model = classes[name](
-                learner=lgb.LGBMRegressor(**PEER_SETTINGS), control_name="control", **folds
-            )
-            # One process, so that its CPU seconds are counted.
-            model.cv_n_jobs = 1
-            arms = np.array(["control", *data.arms])[data.arm]
-            told = {} if name in ("S", "T") else {"p": _against_control(data, data.assignment)}
-            model.fit(X=data.X.astype(np.float64), treatment=arms, y=data.y, **told)
-            asked = {"p": _against_control(data, assignment)} if name == "X" else {}
-            found: FloatArray = np.asarray(model.predict(X.astype(np.float64), **asked))
-            return found
-        finally:
-            logging.disable(level)
-
-
-def _against_control(data: TrainingSet, e: FloatArray) -> dict[str, FloatArray]:
-    return {arm: e[:, k] / (e[:, k] + e[:, 0]) for k, arm in enumerate(data.arms, start=1)}
-
-
-def with_our_folds(name: str, data: TrainingSet) -> float:
+def with_our_folds(name: str, data: TrainingSet, known: peers.Known) -> float:
     """CPU seconds of causalml's learner for what ours give: out-of-fold effects, and a model of
     all rows."""
     fold = draw_folds(data.cluster, data.arm, FOLDS, np.random.default_rng(SEED))
@@ -181,175 +149,257 @@ def with_our_folds(name: str, data: TrainingSet) -> float:
         for f in range(FOLDS + 1):
             inside = fold != f
             asked = ~inside if f < FOLDS else inside
-            peer(name, data.rows(inside), data.X[asked], data.assignment[asked])
+            peers.peer(name, data.rows(inside), data.X[asked], known, SETTINGS, FOLDS)
 
     return timed(work)[0]
 
 
-def solve(name: str, rows: int) -> tuple[World, Answers]:
+def design(name: str) -> peers.Known:
+    """(n, K + 1) probabilities of the arms at features (n, d) of a world."""
+    return lambda x: MEANS[name](x)[1]
+
+
+def solve(name: str, rows: int, features: int, seed: int, folds_too: bool) -> Answers:
     """One world, `rows` to learn from and as many fresh ones to predict; everyone's answers."""
-    learned = make_world(WORLDS[name], rows, np.random.default_rng([SEED, 1]))
-    fresh = make_world(WORLDS[name], rows, np.random.default_rng([SEED, 2]))
+    world = WORLDS[name]
+    learned = make_world(world, rows, np.random.default_rng([seed, 1]), features)
+    fresh = make_world(world, rows, np.random.default_rng([seed, 2]), features)
     data = training_set(learned.X, learned.arm, learned.y, learned.assignment)
-    answers = ours(data, fresh.X)
-    for other in PEERS:
-        seconds, effects = timed(partial(peer, other, data, fresh.X, fresh.assignment))
-        answers.seconds[f"causalml {other}"] = seconds
-        answers.effects[f"causalml {other}"] = effects
-    if name == SAME_FOLDS:
-        for other in PEERS:
-            answers.seconds[f"causalml {other}, our folds"] = with_our_folds(other, data)
-    return fresh, answers
+    effects, answers = ours(data, fresh.X)
+    for other in peers.peers():
+        progress(f"learners: {name}, seed {seed}: {other}")
+        answers.seconds[other], effects[other] = timed(
+            lambda other=other: peers.peer(  # type: ignore[misc]
+                other, data, fresh.X, design(world), SETTINGS, FOLDS
+            )
+        )
+    if folds_too:
+        for learner in peers.CAUSALML:
+            other = f"causalml {learner}"
+            progress(f"learners: {name}, seed {seed}: {other} with our folds")
+            answers.seconds[f"{other}, our folds"] = with_our_folds(other, data, design(world))
+    _judge(answers, effects, fresh)
+    return answers
 
 
-def run(options: Options, rows: int = ROWS) -> str:
+def _judge(answers: Answers, effects: Mapping[str, FloatArray], fresh: World) -> None:
+    best, scale = value(fresh.tau, fresh.tau), float(np.std(fresh.y))
+    for name, tau in effects.items():
+        answers.error[name] = float(np.sqrt(np.mean((tau - fresh.tau) ** 2))) / scale
+        answers.worth[name] = value(tau, fresh.tau) / best if best > 0 else 0.0
+
+
+def kept(folder: str | None, key: str, work: Callable[[], Answers]) -> Answers:
+    """What `work` gives, or what a run before left under this key in the folder."""
+    if folder is None:
+        return work()
+    path = Path(folder) / f"{key}.json"
+    if path.is_file():
+        progress(f"learners: {key} is there already")
+        return Answers(**json.loads(path.read_text()))
+    answers = work()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(asdict(answers)))
+    aside.replace(path)
+    return answers
+
+
+def run(options: Options) -> str:
     """The suite's tables."""
-    # Imported before anything is timed.
-    peer("T", *_tiny())
-    solved: dict[str, tuple[World, Answers]] = {}
-    for name in WORLDS:
-        progress(f"learners: {name}")
-        solved[name] = solve(name, rows)
-    return "\n\n".join([_errors(solved, rows), _values(solved), _seconds(solved)])
+    rows = options.rows or (FULL_ROWS if options.full else ROWS)
+    repeats = options.repeats or REPEATS
+    names = options.worlds or list(WORLDS)
+    unknown = sorted(set(names) - set(WORLDS))
+    if unknown:
+        raise DesignError(
+            f"--worlds: expected some of {', '.join(WORLDS)}, found {', '.join(unknown)}. "
+            "Leave it out for all."
+        )
+    for other in peers.peers():  # imported before anything is timed
+        tiny = make_world("constant", 2_000, np.random.default_rng(SEED))
+        data = training_set(tiny.X, tiny.arm, tiny.y, tiny.assignment)
+        peers.peer(other, data, tiny.X[:10], design("constant"), SETTINGS, FOLDS)
+    solved: dict[str, list[Answers]] = {name: [] for name in names}
+    for seed in range(SEED, SEED + repeats):
+        for name in names:
+            progress(f"learners: {name}, seed {seed}")
+            again = name == SAME_FOLDS and seed == SEED
+            solved[name].append(
+                kept(
+                    options.keep,
+                    f"learners-{name}-{rows}x{FEATURES}-{seed}",
+                    lambda name=name, seed=seed, again=again: solve(  # type: ignore[misc]
+                        name, rows, FEATURES, seed, again
+                    ),
+                )
+            )
+    tables = [_errors(solved, rows), _values(solved), _differences(solved), _seconds(solved)]
+    return "\n\n".join(tables)
 
 
-def _tiny() -> tuple[TrainingSet, Float32Array, FloatArray]:
-    world = make_world("constant", 2_000, np.random.default_rng(SEED))
-    data = training_set(world.X, world.arm, world.y, world.assignment)
-    return data, world.X[:10], world.assignment[:10]
-
-
-Solved = Mapping[str, tuple[World, Answers]]
+Solved = Mapping[str, Sequence[Answers]]
 LABELS = {
     **{name: f"ours {name}" for name in OURS},
-    "selected": "ours, selected by held-out value",
+    "selected": "ours, selected on held-out rows",
     "average": "the average effects, for all alike",
-    **{f"causalml {name}": f"causalml {name}" for name in PEERS},
+    **{name: name for name in peers.peers()},
 }
-BREAKS = ("ensemble", "average")
+BREAKS = ("ensemble", "average", "causalml DR")
 
 
-def _by_learner(
-    solved: Solved, cell: Callable[[World, FloatArray], float]
-) -> dict[str, list[float]]:
-    return {
-        name: [cell(world, answers.effects[name]) for world, answers in solved.values()]
-        for name in LABELS
-    }
+def best_peer(answers: Sequence[Answers]) -> str:
+    """The peer whose mean worth over the seeds is highest, in hindsight."""
+    there = [name for name in answers[0].worth if name in peers.peers()]
+    return max(there, key=lambda name: float(np.mean([one.worth[name] for one in answers])))
 
 
-def _rows(cells: Mapping[str, list[str]]) -> list[list[str] | None]:
+def paired(answers: Sequence[Answers], one: str, other: str) -> tuple[float, float]:
+    """Mean over the seeds of worth of `one` less that of `other`, and half of the width of its
+    95% interval (Student's t); NaN of a single seed."""
+    gaps = np.array([a.worth[one] - a.worth[other] for a in answers])
+    if len(gaps) < 2:
+        return float(gaps.mean()), float("nan")
+    wide = student.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / np.sqrt(len(gaps))
+    return float(gaps.mean()), float(wide)
+
+
+def _rows(solved: Solved, cell: Callable[[Answers, str], float], mean: Sequence[str]) -> list:  # type: ignore[type-arg]
     table: list[list[str] | None] = []
-    for name, texts in cells.items():
-        table.append([LABELS[name], *texts])
+    for name, label in LABELS.items():
+        cells = {
+            world: float(np.mean([cell(one, name) for one in answers]))
+            for world, answers in solved.items()
+        }
+        texts = [f"{cells[world]:.3f}" for world in solved]
+        if mean:
+            texts.append(f"{np.mean([cells[world] for world in mean]):.3f}")
+        table.append([label, *texts])
         if name in BREAKS:
             table.append(None)
     return table
 
 
 def _errors(solved: Solved, rows: int) -> str:
-    found = _by_learner(solved, lambda world, tau: float(np.sqrt(np.mean((tau - world.tau) ** 2))))
-    scale = [float(np.std(world.y)) for world, _ in solved.values()]
+    count = len(next(iter(solved.values())))
     return text_table(
         f"Learners: error of the effects (RMSE), standard deviations of the outcome, {rows:,} rows",
         ("learner", *solved),
-        _rows(
-            {
-                name: [f"{e / s:.3f}" for e, s in zip(errors, scale, strict=True)]
-                for name, errors in found.items()
-            }
-        ),
+        _rows(solved, lambda answers, name: answers.error[name], ()),
         (
-            "unequal: control 80%, arms 5% and 15%; confounded: known probabilities that follow "
-            "the features;",
+            f"Means of {count} seeds; {FEATURES} features. unequal: control 80%, arms 5% and 15%;",
+            "confounded: known probabilities that follow the features;",
             "zeros: nine in ten buy nothing, and most effects follow the baseline.",
         ),
     )
 
 
+def _varied(solved: Solved) -> list[str]:
+    """Worlds in which effects differ between customers."""
+    return [name for name in solved if name not in ("null", "constant")]
+
+
 def _values(solved: Solved) -> str:
-    found = _by_learner(solved, lambda world, tau: value(tau, world.tau))
-    best = [value(world.tau, world.tau) for world, _ in solved.values()]
-    useful = [i for i, name in enumerate(solved) if name not in ("null", "constant")]
-    shares = {
-        name: [v / b if b > 0 else np.nan for v, b in zip(values, best, strict=True)]
-        for name, values in found.items()
-    }
-    means = {name: float(np.mean([share[i] for i in useful])) for name, share in shares.items()}
-    peers = [f"causalml {name}" for name in PEERS]
-    top = max(peers, key=lambda name: means[name])
-    chosen = ", ".join(f"{name} {answers.selected}" for name, (_, answers) in solved.items())
+    chosen = "; ".join(
+        f"{name} {', '.join(dict.fromkeys(one.selected for one in answers))}"
+        for name, answers in solved.items()
+    )
     return text_table(
         f"Learners: true value of sending the best arm to the top {TREATED:.0%}, share of the "
         "oracle's",
-        ("learner", *solved, "mean"),
-        _rows(
-            {
-                name: [*("" if np.isnan(v) else f"{v:.3f}" for v in share), f"{means[name]:.3f}"]
-                for name, share in shares.items()
-            }
-        ),
-        (
-            f"Selected: {chosen}.",
-            f"Mean over the worlds where effects differ: selected {means['selected']:.3f}, the "
-            f"best peer in hindsight ({top}) {means[top]:.3f}.",
-        ),
+        ("learner", *solved, *(["mean"] if _varied(solved) else [])),
+        _rows(solved, lambda answers, name: answers.worth[name], _varied(solved)),
+        (f"Selected: {chosen}.", "Mean: over the worlds where effects differ."),
+    )
+
+
+def _differences(solved: Solved) -> str:
+    table: list[list[str] | None] = []
+    for name, answers in solved.items():
+        other = best_peer(answers)
+        gap, wide = paired(answers, "selected", other)
+        table.append(
+            [
+                name,
+                other,
+                f"{gap:+.3f}",
+                "" if np.isnan(wide) else f"{gap - wide:+.3f} to {gap + wide:+.3f}",
+            ]
+        )
+    varied = _varied(solved)
+    notes = []
+    if varied:
+        pooled = [one for name in varied for one in solved[name]]
+        top_peer = best_peer(pooled)
+        gap = float(np.mean([paired(solved[name], "selected", top_peer)[0] for name in varied]))
+        notes = [
+            f"Mean over the worlds where effects differ, against the one best peer, {top_peer}: "
+            f"{gap:+.3f}."
+        ]
+    return text_table(
+        "Learners: the selected one less the best peer of the world in hindsight, share of the "
+        "oracle's",
+        ("world", "best peer", "difference", "95% over the seeds"),
+        table,
+        notes,
     )
 
 
 def _seconds(solved: Solved) -> str:
-    all_answers = [answers for _, answers in solved.values()]
+    everyone = [one for answers in solved.values() for one in answers]
 
     def mean(piece: str) -> float:
-        return float(np.mean([answers.seconds[piece] for answers in all_answers]))
+        return float(np.mean([one.seconds[piece] for one in everyone]))
 
+    folded = next((one.seconds for one in everyone if "causalml S, our folds" in one.seconds), None)
     shared = mean("shared")
-    at_folds = solved[SAME_FOLDS][1].seconds
+    pieces = [*FIVE, "all five"]
+
+    def cells(piece: str, name: str, own: float, alone: float) -> list[str]:
+        plain = _of_peers(mean, "causalml", name)
+        there = peers.econml_is_there()
+        text = [piece, f"{own:.2f}", f"{alone:.2f}", f"{plain:.2f}", f"{plain / alone:.2f}"]
+        text.append(f"{_of_peers(mean, 'econml', name):.2f}" if there else "")
+        if folded is None:
+            return [*text, "", ""]
+        again = sum(folded[f"causalml {n}, our folds"] for n in _asked(name))
+        used = [p for p in FIVE if name in (p.upper(), "all")]
+        here = sum(folded[p] for p in used)
+        if any(LEARNERS[p].nuisances for p in used):
+            here += folded["shared"]
+        return [*text, f"{again:.1f}", f"{again / here:.2f}"]
+
     table: list[list[str] | None] = []
-    for name, other in zip(FIVE, PEERS, strict=True):
-        own = mean(name)
-        alone = own + (shared if LEARNERS[name].nuisances else 0.0)
-        plain, folded = mean(f"causalml {other}"), at_folds[f"causalml {other}, our folds"]
-        here = at_folds[name] + (at_folds["shared"] if LEARNERS[name].nuisances else 0.0)
-        table.append(
-            [
-                name,
-                f"{own:.2f}",
-                f"{alone:.2f}",
-                f"{plain:.2f}",
-                f"{plain / alone:.2f}",
-                f"{folded:.1f}",
-                f"{folded / here:.2f}",
-            ]
-        )
-    total = shared + sum(mean(name) for name in FIVE)
-    peers = sum(mean(f"causalml {name}") for name in PEERS)
-    here = at_folds["shared"] + sum(at_folds[name] for name in FIVE)
-    folded = sum(at_folds[f"causalml {name}, our folds"] for name in PEERS)
+    for piece in pieces:
+        if piece == "all five":
+            own = sum(mean(name) for name in FIVE) + mean("selection")
+            table.append(cells(piece, "all", own, own + shared))
+        else:
+            alone = mean(piece) + (shared if LEARNERS[piece].nuisances else 0.0)
+            table.append(cells(piece, piece.upper(), mean(piece), alone))
     table += [
-        [
-            "all five",
-            f"{total - shared:.2f}",
-            f"{total:.2f}",
-            f"{peers:.2f}",
-            f"{peers / total:.2f}",
-            f"{folded:.1f}",
-            f"{folded / here:.2f}",
-        ],
         None,
-        ["proportional", f"{mean('proportional'):.2f}", *[""] * 5],
-        ["ensemble of these six", f"{mean('ensemble'):.2f}", *[""] * 5],
+        ["proportional", f"{mean('proportional'):.2f}", *[""] * 6],
+        ["ensemble of these six", f"{mean('ensemble'):.2f}", *[""] * 6],
     ]
     return text_table(
-        "Learners: CPU seconds to fit and predict, mean over the worlds",
-        ("learner", "own", "with shared", "causalml", "ratio", "with our folds", "ratio"),
+        "Learners: CPU seconds to fit and predict, mean over the worlds and seeds",
+        ("learner", "own", "shared too", "causalml", "ratio", "econml", "our folds", "ratio"),
         table,
         (
             f"Shared among ours: bins, arm means and scores, {shared:.2f} s; ours include "
-            "out-of-fold effects and their evaluation.",
-            f"With our folds (world {SAME_FOLDS}): causalml's learner fitted {FOLDS} + 1 times, "
+            "out-of-fold effects, all five the selection too.",
+            f"Our folds (world {SAME_FOLDS}): causalml's learner fitted {FOLDS} + 1 times, "
             "for the same out-of-fold effects.",
             f"Everybody: LightGBM, {SETTINGS.rounds} trees, {SETTINGS.num_leaves} leaves, rate "
             f"{SETTINGS.learning_rate}, {SETTINGS.min_child_samples} rows to a leaf, one thread.",
         ),
     )
+
+
+def _asked(name: str) -> tuple[str, ...]:
+    return peers.CAUSALML if name == "all" else (name,)
+
+
+def _of_peers(mean: Callable[[str], float], library: str, name: str) -> float:
+    return sum(mean(f"{library} {one}") for one in _asked(name))

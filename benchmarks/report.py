@@ -20,11 +20,22 @@ THREADS = 2
 
 @dataclass(frozen=True)
 class Options:
-    """config: of the suites that train; overrides: key=value on it; full: the large sizes."""
+    """config: of the suites that train; overrides: key=value on it; full: the large sizes.
+
+    Of learners, experiments and scale: `rows` and `repeats` (seeds, or random halves; 0: the
+    suite's own), `worlds` (simulated worlds or experiments; none: all), `keep`: a folder where
+    parts that are done are kept, so that a run can be taken up again; `data`: a folder with the
+    real experiments.
+    """
 
     config: str = "configs/demo.yaml"
     overrides: list[str] = field(default_factory=list)
     full: bool = False
+    rows: int = 0
+    repeats: int = 0
+    worlds: list[str] = field(default_factory=list)
+    keep: str | None = None
+    data: str | None = None
 
 
 def text_table(

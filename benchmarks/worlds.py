@@ -1,7 +1,8 @@
 """Simulated experiments whose effects are known: every arm's mean for every customer.
 
-X ~ N(0, I_10); outcomes have noise of standard deviation 1, but for `binary` (0 or 1) and `zeros`
-(most buy nothing, the others for amounts that are gamma distributed).
+X ~ N(0, I), ten features or more, of which the first four matter; outcomes have noise of standard
+deviation 1, but for `binary` (0 or 1) and `zeros` (most buy nothing, the others for amounts that
+are gamma distributed).
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ class World:
         return out
 
 
-def make_world(name: str, n: int, rng: np.random.Generator) -> World:
-    """n rows of the world of that name."""
-    X = rng.standard_normal((n, FEATURES)).astype(np.float32)
+def make_world(name: str, n: int, rng: np.random.Generator, features: int = FEATURES) -> World:
+    """n rows of the world of that name; what is beyond the first four features is noise."""
+    X = rng.standard_normal((n, features)).astype(np.float32)
     x = X.astype(np.float64)
     mu, assignment = WORLDS[name](x)
     arm = draw_arms(assignment, rng)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import learners
-from benchmarks.learners import OURS, PEERS, held_out_gain, ours, peer, run, value
+from benchmarks import learners, peers
+from benchmarks.learners import OURS, Answers, best_peer, design, ours, paired, run, selected, value
 from benchmarks.report import Options
 from benchmarks.worlds import WORLDS, make_world, training_set
 from tests.truth.worlds import TABLE_SETTINGS, problem_of
 from uplift.data import Float32Array, FloatArray, TrainingSet
-from uplift.learners import make_learner
+from uplift.errors import DesignError
+from uplift.learners import Fitted, make_learner
 
 
 def test_the_value_of_a_policy_by_hand() -> None:
@@ -41,9 +43,9 @@ def test_nine_in_ten_buy_nothing_in_the_world_of_zeros() -> None:
     assert np.corrcoef(world.mu[:, 0], world.tau[:, 0])[0, 1] > 0.9
 
 
-def data_of(name: str, n: int) -> tuple[TrainingSet, Float32Array, FloatArray]:
+def data_of(name: str, n: int) -> tuple[TrainingSet, Float32Array]:
     world = make_world(name, n, np.random.default_rng(3))
-    return training_set(world.X, world.arm, world.y, world.assignment), world.X, world.assignment
+    return training_set(world.X, world.arm, world.y, world.assignment), world.X
 
 
 @pytest.fixture
@@ -53,54 +55,107 @@ def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("few_trees")
 def test_ours_answers_for_every_learner_and_selects_one() -> None:
-    data, X, _ = data_of("heterogeneous", 1_500)
-    answers = ours(data, X)
-    assert set(answers.effects) == {*OURS, "selected", "average"}
-    assert set(answers.seconds) == {*OURS, "shared"}
+    data, X = data_of("heterogeneous", 1_500)
+    effects, answers = ours(data, X)
+    assert set(effects) == {*OURS, "selected", "average"}
+    assert set(answers.seconds) == {*OURS, "shared", "selection"}
     assert answers.selected in OURS
-    assert np.array_equal(answers.effects["selected"], answers.effects[answers.selected])
-    assert np.ptp(answers.effects["average"], axis=0).tolist() == [0, 0, 0]
-    assert all(tau.shape == (1_500, 3) for tau in answers.effects.values())
+    assert np.array_equal(effects["selected"], effects[answers.selected])
+    assert np.ptp(effects["average"], axis=0).tolist() == [0, 0, 0]
+    assert all(tau.shape == (1_500, 3) for tau in effects.values())
+
+
+@pytest.fixture
+def nothing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Peers that know nothing; who was asked."""
+    asked = []
+
+    def know_nothing(name: str, data: TrainingSet, X: Float32Array, *_: object) -> FloatArray:
+        asked.append(name)
+        return np.zeros((len(X), data.n_arms))
+
+    monkeypatch.setattr(peers, "peer", know_nothing)
+    monkeypatch.setattr(learners, "WORLDS", {"null": "null", "dense": "heterogeneous"})
+    return asked
 
 
 @pytest.mark.usefixtures("few_trees")
-def test_the_tables_name_everyone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a peer that knows nothing: its error is that of no effect at all."""
-
-    def nothing(_name: str, data: TrainingSet, X: Float32Array, _e: FloatArray) -> FloatArray:
-        return np.zeros((len(X), data.n_arms))
-
-    monkeypatch.setattr(learners, "peer", nothing)
-    monkeypatch.setattr(learners, "WORLDS", {"null": "null", "dense": "heterogeneous"})
-    text = run(Options(), rows=800)
+def test_the_tables_name_everyone_and_are_taken_up_again(
+    nothing: list[str], tmp_path: Path
+) -> None:
+    """The error of a peer that knows nothing is that of no effect at all. A second run finds
+    everything in the folder and says the same."""
+    options = Options(rows=800, repeats=2, keep=str(tmp_path))
+    text = run(options)
     for name in OURS:
         assert f"ours {name} " in text
-    lines = [line for line in text.splitlines() if line.strip().startswith("causalml")]
-    assert len(lines) == 2 * len(PEERS)
-    fresh = make_world("heterogeneous", 800, np.random.default_rng([learners.SEED, 2]))
-    error = np.sqrt(np.mean(fresh.tau**2)) / np.std(fresh.y)
-    assert lines[0].split() == ["causalml", "S", "0.000", f"{error:.3f}"]
-    assert "econml" not in text
+    for name in peers.peers():
+        assert text.count(f"\n  {name} ") == 2
+    errors = []
+    for seed in (learners.SEED, learners.SEED + 1):
+        fresh = make_world(
+            "heterogeneous", 800, np.random.default_rng([seed, 2]), learners.FEATURES
+        )
+        errors.append(np.sqrt(np.mean(fresh.tau**2)) / np.std(fresh.y))
+    line = next(line for line in text.splitlines() if line.startswith("  causalml S "))
+    assert line.split() == ["causalml", "S", "0.000", f"{np.mean(errors):.3f}"]
+    assert len(list(tmp_path.glob("*.json"))) == 4
+    nothing.clear()
+    assert run(options) == text
+    assert len(nothing) == len(peers.peers())  # the warming up, and no world
+
+
+def test_a_world_that_is_not_there_is_named() -> None:
+    with pytest.raises(DesignError, match=r"expected some of null, .*found nowhere"):
+        run(Options(worlds=["nowhere"]))
+
+
+def test_the_interval_over_seeds_by_hand() -> None:
+    """Gaps .1, .3: mean .2, and 12.7062 (Student, one degree of freedom) times .1."""
+    other = peers.peers()[0]
+    answers = [Answers(worth={"selected": 0.5 + gap, other: 0.5}) for gap in (0.1, 0.3)]
+    assert paired(answers, "selected", other) == pytest.approx((0.2, 1.27062), rel=1e-4)
+    assert np.isnan(paired(answers[:1], "selected", other)[1])
+    answers[1].worth[peers.peers()[1]] = answers[0].worth[peers.peers()[1]] = 0.6
+    assert best_peer(answers) == peers.peers()[1]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", peers.peers())
 def test_a_peer_finds_effects_in_the_order_of_the_arms(name: str) -> None:
     """Confounded, with the probabilities told: the mean effects are near the truth."""
-    data, X, assignment = data_of("confounded", 4_000)
+    data, X = data_of("confounded", 4_000)
     tau = make_world("confounded", 4_000, np.random.default_rng(3)).tau
-    found = peer(name, data, X, assignment)
+    found = peers.peer(name, data, X, design("confounded"), learners.SETTINGS, 3)
     assert found.shape == tau.shape
     assert found.mean(axis=0) == pytest.approx(tau.mean(axis=0), abs=0.2)
 
 
-def test_the_held_out_gain_is_the_scores_mean_where_the_effects_choose() -> None:
-
-    data, _, _ = data_of("heterogeneous", 1_000)
-    problem = problem_of(data, TABLE_SETTINGS, folds=2)
-    fitted = make_learner("t").fit(problem)
-    order = np.argsort(-fitted.oof.max(axis=1), kind="stable")[:300]
-    by_hand = sum(
-        problem.gamma[i, 1 + int(fitted.oof[i].argmax())] - problem.gamma[i, 0] for i in order
+@pytest.mark.slow
+@pytest.mark.skipif(not peers.econml_is_there(), reason="econml is not installed")
+@pytest.mark.parametrize("name", ["T", "X"])
+def test_both_peers_find_the_same_where_nothing_is_drawn(name: str) -> None:
+    """T and X split no rows: two libraries, told the same settings and probabilities, agree."""
+    data, X = data_of("confounded", 1_500)
+    settings = replace(learners.SETTINGS, rounds=20)
+    one, two = (
+        peers.peer(f"{library} {name}", data, X, design("confounded"), settings, 3)
+        for library in ("causalml", "econml")
     )
-    assert held_out_gain(problem, fitted) == pytest.approx(by_hand / 1_000)
+    np.testing.assert_allclose(one, two, atol=1e-9)
+
+
+def test_the_clear_winner_of_the_held_out_rows_is_selected() -> None:
+    """Effects that are the scores themselves cannot be beaten; noise is not selected."""
+    data, _ = data_of("heterogeneous", 1_000)
+    problem = problem_of(data, TABLE_SETTINGS, folds=2)
+    honest = make_learner("t").fit(problem)
+    scores = problem.gamma[:, 1:] - problem.gamma[:, :1]
+    noise = np.random.default_rng(0).standard_normal(scores.shape)
+
+    def member(name: str, oof: FloatArray) -> Fitted:
+        return Fitted(name, oof, honest.model, honest.folds)
+
+    fitted = {"ensemble": honest, "s": member("s", noise)}
+    assert selected(problem, fitted) == "ensemble"
+    assert selected(problem, {**fitted, "x": member("x", scores)}) == "x"
