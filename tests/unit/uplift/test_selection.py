@@ -23,7 +23,7 @@ def chosen(rows: dict[str, FloatArray]) -> str:
 def test_a_clear_winner_is_taken_and_a_lucky_one_is_not() -> None:
     noise = np.random.default_rng(0).standard_normal(1_000)
     noise -= noise.mean()
-    rows = {name: 0 * noise for name in ("ensemble", "s", "x")}
+    rows = dict.fromkeys(("ensemble", "s", "x"), 0 * noise)
     rows["s"] = noise + 1.0 * noise.std() / np.sqrt(1_000)  # better by one standard error
     assert chosen(rows) == "ensemble"
     rows["x"] = noise + 4.0 * noise.std() / np.sqrt(1_000)
