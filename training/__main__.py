@@ -1,4 +1,4 @@
-"""`python -m training train --config C [--set key=value]`."""
+"""`python -m training train|promote --config C [--set key=value]`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,29 @@ def main(argv: list[str] | None = None) -> int:
     train = commands.add_parser("train", help="fit, evaluate, judge and register the models")
     train.add_argument("--config", required=True)
     train.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    promote = commands.add_parser(
+        "promote", help="show the gate's verdict of challenger and champion, and override it"
+    )
+    promote.add_argument("--config", required=True)
+    promote.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE"
+    )
+    promote.add_argument("--by", metavar="NAME", help="who puts a version in the champion's place")
+    promote.add_argument("--reason", metavar="TEXT", help="why; both are recorded")
+    promote.add_argument("--version", metavar="N", help="default: the challenger")
+    promote.add_argument(
+        "--rollback", action="store_true", help="back to what the champion took the place of"
+    )
     arguments = parser.parse_args(argv)
     # Registering without an input example is meant: the signature is written by hand.
     warnings.filterwarnings("ignore", message=".*input example", category=UserWarning)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
-        _train(load_config(arguments.config, arguments.overrides), arguments.config)
+        config = load_config(arguments.config, arguments.overrides)
+        if arguments.command == "promote":
+            _promote(config, arguments)
+        else:
+            _train(config, arguments.config)
     except (InputError, UpliftError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -40,12 +57,28 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _promote(config: Config, arguments: argparse.Namespace) -> None:
+    from training.promote import promote
+
+    print(
+        promote(
+            config,
+            arguments.config,
+            by=arguments.by,
+            reason=arguments.reason,
+            version=arguments.version,
+            rollback=arguments.rollback,
+        )
+    )
+
+
 def _train(config: Config, path: str) -> None:
     # MLflow and matplotlib take seconds to import: a wrong key must not wait for them.
+    from training.tracking import MlflowHistory
     from training.train import ValueTraining, progress_lines, run
 
     with progress_lines(total=12) as progress:
-        training = run(config, progress)
+        training = run(config, progress, MlflowHistory(config))
         if isinstance(training, ValueTraining):
             told = _log_values(training, config, path)
         else:

@@ -44,6 +44,7 @@ def all_figures(
         "uplift_by_decile.png": deciles(evaluation.chosen, currency, subtitle),
         "effect_calibration.png": calibration(evaluation.chosen, currency, subtitle),
         "features.png": features(evaluation, subtitle),
+        "gate.png": gate_table(verdict, subtitle),
         "balance.png": balance(before, "Balance of the arms before assignment", subtitle),
     }
     if after is not before:
@@ -258,6 +259,33 @@ def features(evaluation: Evaluation, subtitle: str, most: int = 20) -> Figure:
     axes.barh([name for name, _ in shares], [100 * share for _, share in shares], color=INK)
     axes.tick_params(axis="y", labelsize=8)
     axes.set_xlabel("share of the predicted effects, % (change when the feature is shuffled)")
+    return figure
+
+
+def gate_table(verdict: Verdict, subtitle: str) -> Figure:
+    """Every step of every candidate with its outcome and numbers."""
+    colours = {"pass": INK, "fail": ACCENT}
+    lines = [(s, textwrap.wrap(s.text, 92)) for s in verdict.steps]
+    rows = sum(len(wrapped) for _, wrapped in lines) + len({s.candidate for s in verdict.steps})
+    outcome = "new champion" if verdict.promote else "no new champion"
+    height = 1.2 + 0.19 * rows
+    figure, axes = _axes(f"The gate: {outcome}, {verdict.policy}", subtitle, 12, height)
+    axes.set_axis_off()
+    axes.set_ylim(rows, -0.5)
+    axes.set_xlim(0, 1)
+    at, candidate = 0, ""
+    for step, wrapped in lines:
+        if step.candidate != candidate:
+            candidate = step.candidate
+            axes.text(0, at, candidate, fontsize=9, fontweight="bold", color=INK, va="center")
+            at += 1
+        colour = colours.get(step.outcome, MUTED)
+        axes.text(0.01, at, str(step.number), fontsize=8, color=colour, va="center")
+        axes.text(0.03, at, step.outcome, fontsize=8, color=colour, va="center", fontweight="bold")
+        axes.text(0.09, at, step.test[:44], fontsize=8, color=INK, va="center")
+        for text in wrapped:
+            axes.text(0.38, at, text, fontsize=8, color=INK, va="center")
+            at += 1
     return figure
 
 

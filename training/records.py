@@ -18,6 +18,9 @@ from uplift.diagnostics import Check
 from uplift.papers import PaperScore
 from uplift.scores import Estimate
 
+# Which test rows a gate judged on: counts how often they were used.
+DIGEST_TAG = "gate.test_rows_digest"
+
 
 def estimate_metrics(name: str, estimate: Estimate) -> dict[str, float]:
     """<name>, <name>_lo, <name>_hi."""
@@ -36,6 +39,9 @@ def tags(
         "gate.verdict": "champion" if verdict.promote else "not promoted",
         "gate.policy": verdict.policy,
         "gate.reason": verdict.reason,
+        DIGEST_TAG: verdict.digest,
+        "gate.times_used": str(verdict.times_used),
+        "gate.alpha": f"{verdict.alpha:.4g}",
         "chosen_learner": evaluation.chosen.name,
         "deciding_metric": DECIDING_METRIC,
         "data.simulated": str(tables.simulated).lower(),
@@ -44,7 +50,7 @@ def tags(
         "currency": config.currency,
     }
     for i, step in enumerate(verdict.steps, start=1):
-        tags[f"gate.step{i}"] = step.sentence(config.currency)
+        tags[f"gate.step{i}"] = step.sentence()[:4000]
     for check in diagnostics.checks:
         tags[f"check.{_slug(check)}"] = f"{check.outcome}: {check.text}"[:4000]
     for i, note in enumerate([*tables.notes, *dataset.notes], start=1):
@@ -212,10 +218,5 @@ def report_json(
             }
             for r in reports
         ],
-        "gate": {
-            "policy": verdict.policy,
-            "promote": verdict.promote,
-            "reason": verdict.reason,
-            "steps": [step.sentence(config.currency) for step in verdict.steps],
-        },
+        "gate": verdict.to_json(),
     }

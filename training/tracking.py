@@ -8,12 +8,15 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+import mlflow.artifacts
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
@@ -21,6 +24,7 @@ from mlflow.types import ColSpec, DataType, Schema
 
 from features.config import Config
 from features.tables import Tables
+from training.champion import Champion
 from training.data_quality import FEATURE_PROFILE, PAGE, data_quality, feature_profile
 from training.dataset import Dataset
 from training.diagnostics import Diagnostics
@@ -28,7 +32,9 @@ from training.evaluate import DECIDING_METRIC, Candidate, Evaluation
 from training.explanation import DECISIONS_FILE, SEGMENTS_FILE, Explanation
 from training.fit import Models
 from training.gate import Verdict
+from training.page import STORY_FILE, page, story
 from training.records import (
+    DIGEST_TAG,
     candidate_metrics,
     curves_json,
     estimate_metrics,
@@ -42,13 +48,16 @@ from training.records import (
 )
 from training.responses import ResponseReport
 from training.value import Values, values_json
-from uplift.bundle import ScoringBundle
+from uplift.bundle import ScoringBundle, load_bundle
+from uplift.errors import BundleError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STORE = Path("mlruns")
 CHAMPION, CHALLENGER = "champion", "challenger"
+GATE_FILE = "gate.json"
+BUNDLE_PATH = Path("artifacts/bundle")
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,16 @@ class Served:
     policy: str
     reason: str
     promote: bool
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version, its tags, and the gate's verdict of the training that made it."""
+
+    version: str
+    registered_at: datetime
+    tags: Mapping[str, str]
+    gate: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -117,7 +136,9 @@ def log_training(
     client = connect(config)
     with mlflow.start_run(run_name=f"train {config.name}") as run:
         mlflow.set_tags(tags(config, tables, dataset, evaluation, diagnostics, verdict))
-        mlflow.set_tag("mlflow.note.content", f"```\n{summary}\n```")
+        told = config, tables, dataset, evaluation, diagnostics, verdict
+        mlflow.set_tag("mlflow.note.content", page(*told))
+        mlflow.log_text(story(*told, summary), STORY_FILE)
         mlflow.log_params(params(config))
         mlflow.log_input(_dataset_input(tables, dataset, config), context="training")
         mlflow.log_metrics(parent_metrics(tables, dataset, evaluation, diagnostics, verdict))
@@ -132,14 +153,22 @@ def log_training(
             | {"values": values_json(values)},
             "report.json",
         )
+        mlflow.log_dict(verdict.to_json(), GATE_FILE)
         mlflow.log_dict(json.loads(config.model_dump_json()), "config.json")
         for candidate in evaluation.candidates:
             _log_candidate(candidate, candidate is evaluation.chosen, tables, dataset, config)
         for report in reports:
             _log_response(report, figures)
         _log_values(values, figures)
+        refused = verdict.challenger.policy != verdict.policy
+        if refused:
+            # It stays the challenger: `promote` can still put it in the champion's place.
+            name, why = verdict.challenger.policy, "the gate did not pass it"
+            loser = Served(verdict.challenger, name, why, promote=False)
+            _register(client, run.info.run_id, config, loser, name=CHALLENGER)
         served = Served(verdict.bundle, verdict.policy, verdict.reason, verdict.promote)
-        return _register(client, run.info.run_id, config, served)
+        aliases = () if refused else (CHALLENGER,)
+        return _register(client, run.info.run_id, config, served, aliases=aliases)
 
 
 def log_value_training(
@@ -290,11 +319,19 @@ def _log_values(values: Values, figures: Mapping[str, Figure]) -> None:
                 mlflow.log_text(content.decode(), f"model/{file}")
 
 
-def _register(client: MlflowClient, run_id: str, config: Config, served: Served) -> Registered:
+def _register(
+    client: MlflowClient,
+    run_id: str,
+    config: Config,
+    served: Served,
+    aliases: Sequence[str] = (CHALLENGER,),
+    name: str = "model",
+) -> Registered:
+    """Register a bundle, logged as the run's model `name`, and move the aliases."""
     with tempfile.TemporaryDirectory() as folder:
         saved = served.bundle.save(Path(folder) / "bundle")
         info = mlflow.pyfunc.log_model(
-            name="model",
+            name=name,
             python_model=str(Path(__file__).with_name("pyfunc.py")),
             artifacts={"bundle": str(Path(folder) / "bundle")},
             signature=signature(saved),
@@ -305,15 +342,105 @@ def _register(client: MlflowClient, run_id: str, config: Config, served: Served)
     for key, value in {
         "bundle_sha256": saved.sha256,
         "policy": served.policy,
-        "gate.reason": served.reason,
+        "gate.reason": served.reason[:4000],
         "run_id": run_id,
     }.items():
         client.set_model_version_tag(config.name, version, key, value)
-    client.set_registered_model_alias(config.name, CHALLENGER, version)
+    for alias in aliases:
+        client.set_registered_model_alias(config.name, alias, version)
     if served.promote:
-        client.set_registered_model_alias(config.name, CHAMPION, version)
+        set_champion(client, config, version, by="gate", reason=served.reason)
     mlflow.set_tags({"bundle_sha256": saved.sha256, "model_version": version})
-    return Registered(run_id, version, _champion(client, config.name), saved.sha256, tracking_uri())
+    champion = _aliased(client, config.name, CHAMPION)
+    return Registered(
+        run_id,
+        version,
+        None if champion is None else str(champion.version),
+        saved.sha256,
+        tracking_uri(),
+    )
+
+
+def set_champion(client: MlflowClient, config: Config, version: str, by: str, reason: str) -> None:
+    """Move the champion's alias to a version, and keep on it who did that, when, why, and which
+    version it took the place of."""
+    held = _aliased(client, config.name, CHAMPION)
+    record = {
+        "by": by,
+        "reason": reason[:4000],
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "over": "" if held is None else str(held.version),
+    }
+    for key, value in record.items():
+        client.set_model_version_tag(config.name, version, f"promoted.{key}", value)
+    # A version can come back: all of its promotions stay on record.
+    before = client.get_model_version(config.name, version).tags.get("promotions", "[]")
+    every = json.dumps([*json.loads(before), record])
+    client.set_model_version_tag(config.name, version, "promotions", every)
+    client.set_registered_model_alias(config.name, CHAMPION, version)
+
+
+class MlflowHistory:
+    """The champion and earlier uses of the test rows, as MLflow knows them."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def champion(self) -> Champion | None:
+        client = connect(self.config)
+        found = _aliased(client, self.config.name, CHAMPION)
+        if found is None:
+            return None
+        version, at = str(found.version), _time(found.creation_timestamp)
+        try:
+            return Champion(version, at, load_version(self.config, version))
+        except BundleError as error:
+            return Champion(version, at, None, str(error))
+
+    def times_used(self, digest: str) -> int:
+        client = connect(self.config)
+        experiment = client.get_experiment_by_name(self.config.name)
+        assert experiment is not None  # connect makes sure of it
+        condition = f"tags.`{DIGEST_TAG}` = '{digest}'"
+        return len(client.search_runs([experiment.experiment_id], condition, max_results=1000))
+
+
+def load_version(config: Config, version: str) -> ScoringBundle:
+    """The verified bundle of a registered version; BundleError where it is missing or damaged."""
+    client = connect(config)
+    try:
+        sha256 = client.get_model_version(config.name, version).tags["bundle_sha256"]
+        with tempfile.TemporaryDirectory() as folder:
+            path = mlflow.artifacts.download_artifacts(
+                artifact_uri=f"models:/{config.name}/{version}", dst_path=folder
+            )
+            return load_bundle(Path(path) / BUNDLE_PATH, sha256)
+    except (MlflowException, KeyError, OSError) as error:
+        raise BundleError(f"version {version} of {config.name} cannot be loaded: {error}") from None
+
+
+def find_version(config: Config, named: str) -> Version | None:
+    """A version by number, or by alias; None where there is none."""
+    client = connect(config)
+    try:
+        found = (
+            client.get_model_version(config.name, named)
+            if named.isdigit()
+            else client.get_model_version_by_alias(config.name, named)
+        )
+    except MlflowException:
+        return None
+    run = found.tags.get("run_id", "")
+    try:
+        gate = mlflow.artifacts.load_dict(f"runs:/{run}/{GATE_FILE}")
+    except (MlflowException, OSError):
+        gate = {}
+    at = _time(found.creation_timestamp)
+    return Version(str(found.version), at, dict(found.tags), gate)
+
+
+def _time(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
 def signature(bundle: ScoringBundle) -> ModelSignature:
@@ -334,8 +461,8 @@ def signature(bundle: ScoringBundle) -> ModelSignature:
     return ModelSignature(Schema(columns), Schema(outputs))
 
 
-def _champion(client: MlflowClient, name: str) -> str | None:
+def _aliased(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
     try:
-        return str(client.get_model_version_by_alias(name, CHAMPION).version)
+        return client.get_model_version_by_alias(name, alias)
     except MlflowException:
         return None

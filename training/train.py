@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from tqdm import tqdm
 
@@ -17,13 +18,17 @@ from features.frozen import fit_frozen
 from features.sources import open_source
 from features.spine import all_customers
 from features.tables import Tables
+from training.champion import History, fold_digest, incumbent
 from training.dataset import Dataset, build_dataset
 from training.diagnostics import Diagnostics, diagnose, diagnose_models, diagnose_weighted
 from training.evaluate import Evaluation, evaluate
 from training.explanation import Explanation, explain, explanation_summary
 from training.fit import Models, fit_models
-from training.gate import Verdict, judge
+from training.gate import Evidence, Verdict, judge
+from training.gate_steps import NOT_RUN
+from training.guardrails import guardrails
 from training.responses import ResponseReport, response_reports
+from training.second_seed import gain_again
 from training.targets import check_targets
 from training.value import NO_EFFECTS, Values, learn_values, value_bundle, value_summary
 from training.value_panel import (
@@ -85,8 +90,13 @@ def offers_of(config: Config) -> tuple[Offer, ...]:
         ) from None
 
 
-def run(config: Config, progress: Callable[[str], None]) -> Training | ValueTraining:
+def run(
+    config: Config, progress: Callable[[str], None], history: History | None = None
+) -> Training | ValueTraining:
     """Source -> features -> models -> evaluation -> gate; nothing is written to MLflow.
+
+    `history` tells of the champion and of earlier uses of the test rows; without it, the gate
+    judges as at the first training.
 
     A source without exposures shows no effects: then the value targets alone are learned, if the
     configuration names any.
@@ -140,13 +150,36 @@ def run(config: Config, progress: Callable[[str], None]) -> Training | ValueTrai
         chosen.slope,
     )
     explanation = explain(models, dataset, evaluation, config)
-    verdict = judge(evaluation, models, dataset, config)
+    digest = fold_digest(dataset, models)
+    champion = None if history is None else history.champion()
+    verdict = judge(
+        evaluation,
+        models,
+        dataset,
+        config,
+        Evidence(
+            diagnostics,
+            guardrails(tables, dataset, config),
+            None
+            if champion is None
+            else incumbent(champion, tables, dataset, models, evaluation, config, utc_now()),
+            1 if history is None else 1 + history.times_used(digest),
+            lambda: timed(
+                "another seed", lambda: gain_again(evaluation, models, dataset, config), progress
+            ),
+            digest,
+        ),
+    )
     reports = response_reports(dataset, models, config)
     values = Values()
     if plans:
         panel = build_panel(tables, config, plans, dataset.frozen)
         values = learn_values(panel, config, progress)
-        verdict = replace(verdict, bundle=replace(verdict.bundle, values=values.models))
+        verdict = replace(
+            verdict,
+            bundle=replace(verdict.bundle, values=values.models),
+            challenger=replace(verdict.challenger, values=values.models),
+        )
     return Training(
         tables,
         dataset,
@@ -159,6 +192,18 @@ def run(config: Config, progress: Callable[[str], None]) -> Training | ValueTrai
         reports,
         values,
     )
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def timed(name: str, work: Callable[[], Estimate], progress: Callable[[str], None]) -> Estimate:
+    """The result of `work`, with a line that says how long it took."""
+    started = time.monotonic()
+    result = work()
+    progress(f"{name}: {time.monotonic() - started:.1f} s")
+    return result
 
 
 def _value_alone(
@@ -258,9 +303,28 @@ def summary(training: Training, config: Config) -> str:
             f"calibration error {error.value:.3f}"
         )
     out += value_summary(training.values)
-    out += ["", "Gate"]
-    out += [f"  {step.sentence(money)}" for step in verdict.steps]
+    out += gate_summary(verdict)
     return "\n".join(out)
+
+
+def gate_summary(verdict: Verdict) -> list[str]:
+    """Lines for the end of a training: the steps of the chosen learner, and of the fallbacks what
+    decided about each."""
+    out = ["", "Gate: one-sided bounds on held-out customers, money per 1,000 exposures"]
+    candidates = list(dict.fromkeys(step.candidate for step in verdict.steps))
+    for i, candidate in enumerate(candidates):
+        steps = [step for step in verdict.steps if step.candidate == candidate]
+        failed = [step for step in steps if not step.passed]
+        out.append(f"  {candidate}: {'not passed' if failed else 'passed'}")
+        for step in steps if i == 0 else failed or [s for s in steps if s.number == 4]:
+            if step.outcome != NOT_RUN:
+                text = f"{step.number} {step.outcome:<8} {step.test}: {step.text}"
+                out += textwrap.wrap(text, 98, initial_indent="   ", subsequent_indent=" " * 14)
+        left = ", ".join(f"{s.test} ({s.text})" for s in steps if s.outcome == NOT_RUN)
+        if left and i == 0:
+            text = f"not run: {left}"
+            out += textwrap.wrap(text, 98, initial_indent="     ", subsequent_indent=" " * 14)
+    return out
 
 
 def _trust(training: Training) -> list[str]:

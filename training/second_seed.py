@@ -1,0 +1,44 @@
+"""The chosen learner once more, with another seed: does its policy earn the same?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from features.config import Config
+from training.dataset import Dataset
+from training.evaluate import Evaluation, calibrate, predict
+from training.fit import AVERAGE, Models, average
+from uplift.data import draw_folds, stream
+from uplift.evaluation import model_policy
+from uplift.learners import LEARNERS, Fitted, make_learner
+from uplift.nuisances import prepare
+from uplift.scores import Estimate
+
+
+def gain_again(
+    evaluation: Evaluation, models: Models, dataset: Dataset, config: Config
+) -> Estimate:
+    """Gain per test row of the chosen learner's policy with new folds and a new seed of the trees:
+    its nuisances, itself (and those that it is made of) and its calibration are learned anew from
+    the same training rows."""
+    name, train, old = evaluation.chosen.name, models.train, models.outcome
+    seed = config.training.seed + 1
+    settings = replace(old.settings, seed=seed)
+    rng = stream(seed, "split")
+    fold = draw_folds(train.cluster, train.arm, config.training.folds, rng)
+    problem = prepare(train, old.binned, old.target, fold, settings, seed, old.monotone)
+    if name == AVERAGE:
+        parts = [n for n in models.learners if n in LEARNERS and LEARNERS[n].joins]
+        fitted = average([make_learner(n).fit(problem) for n in parts])
+    else:
+        others: dict[str, Fitted] = {}
+        if LEARNERS[name].combines:
+            parts = [n for n in models.learners if n in LEARNERS and LEARNERS[n].joins]
+            others = {n: make_learner(n).fit(problem) for n in parts}
+        fitted = make_learner(name, others).fit(problem)
+    again = replace(models, outcome=problem, learners={**models.learners, name: fitted})
+    per_row = evaluation.budget_per_row
+    prepared = calibrate(fitted, again, dataset, config, evaluation.on_train, per_row)
+    p = predict(prepared.bundle, models.test, config.training.threads)
+    policy = model_policy(p, per_row, config.policy.min_incremental_profit)
+    return evaluation.scored.gain.gain(policy)
