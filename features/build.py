@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from features.config import Config
 from features.engines import on_engine
@@ -90,8 +91,8 @@ def build_parts(
 ) -> Iterator[tuple[npt.NDArray[np.int64], FeatureFrame]]:
     """As `build_features`, some rows of the spine at a time: which (positions), and theirs.
 
-    Each part needs a bounded memory; a customer's rows are in one part. Where every customer has
-    one row, the parts follow the spine's order.
+    Each part needs a bounded memory; a customer's rows are in one part, in the spine's order. The
+    parts follow the ids of the customers.
     """
     wanted = feature_names(config) if names is None else check_names(names, "names")
     present = present_tables(tables, config)
@@ -114,19 +115,22 @@ def _framed(columns: Mapping[str, pd.Series[Any]], size: int) -> pd.DataFrame:
 
 
 def _parts(tables: Tables, spine: pd.DataFrame) -> list[npt.NDArray[np.int64]]:
-    """Rows of the spine by parts that fit into memory; a customer's rows stay together."""
+    """Rows of the spine by parts that fit into memory; a customer's rows stay together.
+
+    The customers of a part follow each other by id: so their lines lie together (`features.lines`).
+    """
     every = np.arange(len(spine), dtype=np.int64)
     if tables.transactions is None or len(spine) == 0 or "customer_id" not in spine:
         return [every]
-    customers = pd.factorize(spine["customer_id"])[0]
-    people = customers.max() + 1
+    customers, ids = pd.factorize(spine["customer_id"].astype(str))
     lines = int(tables.transactions.count().to_pyarrow().as_py())
-    n = int(np.ceil(lines * len(spine) / max(people, 1) / PART_LINES))
+    n = int(np.ceil(lines * len(spine) / max(len(ids), 1) / PART_LINES))
     if n <= 1:
         return [every]
-    if people == len(spine):
-        return np.array_split(every, n)
-    return [np.flatnonzero(customers % n == i) for i in range(n)]
+    order = pc.sort_indices(pa.array(ids, type=pa.string())).to_numpy()
+    part = np.empty(len(ids), dtype=np.int64)
+    part[order] = np.arange(len(ids)) * n // len(ids)
+    return [rows for i in range(n) if len(rows := np.flatnonzero(part[customers] == i))]
 
 
 def _build_part(

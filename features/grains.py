@@ -37,15 +37,25 @@ class Workbench:
 
     @cached_property
     def offsets(self) -> Offsets:
-        """UTC offsets of the local zone over the years of the tables."""
+        """UTC offsets of the local zone over the years of the tables, which are asked once."""
+        given = (getattr(self.tables, name) for name in TIMES)
+        key = ("years", *(None if table is None else table.op() for table in given))
+        if key not in self.tables.prepared:
+            self.tables.prepared[key] = self._years()
+        first, last = self.tables.prepared[key]
+        return utc_offsets(self.config.timezone, first, last)
+
+    def _years(self) -> tuple[int, int]:
         years = []
         for name, time in TIMES.items():
             table = getattr(self.tables, name)
-            if table is not None:
+            if name == "transactions" and self.tables.store is not None:
+                years += self.tables.store.years
+            elif table is not None:
                 ends = table.agg(a=table[time].min(), b=table[time].max())
                 ends = self.scratch.fetch(ends)
                 years += [t.year for t in ends.to_pylist()[0].values() if t is not None]
-        return utc_offsets(self.config.timezone, min(years, default=1970), max(years, default=1970))
+        return min(years, default=1970), max(years, default=1970)
 
     @cached_property
     def stored(self) -> Moment | None:

@@ -23,8 +23,9 @@ class Lines:
     """All purchase and return lines of a source.
 
     `lines`: customer (the source's own number), order (a number; NULL for a line that is alone in
-    its order) and what `orders.line_facts` says. `codes`: customer, customer_id. `customers`: how
-    many there are. `constants`: columns that are the same for all lines.
+    its order) and what `orders.line_facts` says. `codes`: customer, customer_id; numbers are in the
+    order of the ids, so customers whose ids follow each other lie together. `customers`: how many
+    there are. `constants`: columns that are the same for all lines.
     """
 
     lines: ir.Table
@@ -36,12 +37,17 @@ class Lines:
         """Lines of the spine's customers, by their code there, before its latest moment."""
         own = self.codes.join(spine.customers, "customer_id")
         own = scratch.keep(own.select(number=self.codes.customer, code=spine.customers.customer))
+        ends = own.agg(people=own.count(), first=own.number.min(), last=own.number.max())
+        people, first, last = scratch.fetch(ends).to_pylist()[0].values()
         seen = self.lines.filter(seen_before(self.lines["at"], spine.latest))
+        if 0 < people < self.customers:
+            # Lines lie in the order of the numbers: those outside are not even read.
+            seen = seen.filter(seen.customer.between(first, last))
         joined = seen.inner_join(own, seen.customer == own.number)
         columns = {name: seen[name] for name in seen.columns if name != "customer"}
         found = joined.select(customer=own.code, **columns)
-        # Of most customers, finding them again for each use is cheaper than writing their lines.
-        few = 2 * spine.people < self.customers
+        # Of most customers between, finding them again for each use is cheaper than writing.
+        few = people == 0 or 2 * people < last - first + 1
         return (scratch.keep(found) if few else found).mutate(**self.constants)
 
 
@@ -61,9 +67,8 @@ def _prepare(tables: Tables, config: Config, offsets: Offsets) -> Lines:
     assert t is not None
     scratch = Scratch(tables.con)  # never emptied: what it keeps ends with the connection
     ids = t.select("customer_id").distinct()
-    codes = scratch.keep(
-        ids.select("customer_id", customer=ibis.row_number().over(ibis.window()).cast("int32"))
-    )
+    in_order = ibis.row_number().over(ibis.window(order_by=ids.customer_id))
+    codes = scratch.keep(ids.select("customer_id", customer=in_order.cast("int32")))
     keys = ("customer", "order_id")
     facts, constants = line_facts(
         t.join(codes, "customer_id"), config, offsets, tables.absent, keys

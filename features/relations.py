@@ -16,7 +16,7 @@ from features.grains import Workbench
 from features.localtime import local_day, local_hour
 from features.orders import MICRO, order_values
 from features.prices import with_percentile
-from features.spine import forever, visible
+from features.spine import Scratch, forever, visible
 
 RELATIONS: dict[str, Callable[[Workbench], ir.Table]] = {}
 LAUNCH_DAYS, FIRST_DAYS = 30, 60
@@ -104,10 +104,20 @@ def products_365d(work: Workbench) -> ir.Table:
 def _launches(work: Workbench) -> ir.Table:
     """First sale of products to anyone, if it was not in the first 60 days of the data.
 
-    Of the whole table, whatever the moment: a line can only be near a sale of before it.
+    Of the whole table, whatever the moment: a line can only be near a sale of before it. Worked out
+    once for the tables.
     """
     t = work.tables.transactions
     assert t is not None, "products are of the transactions"
+    key = ("launches", t.op(), tuple(work.offsets))
+    if key not in work.tables.prepared:
+        scratch = Scratch(work.tables.con)  # never emptied: as long as the lines
+        work.tables.prepared[key] = scratch.keep(_first_sales(t, work))
+    found: ir.Table = work.tables.prepared[key]
+    return found
+
+
+def _first_sales(t: ir.Table, work: Workbench) -> ir.Table:
     quantity = t.quantity.fill_null(ibis.ifelse(t.amount < 0, -1.0, 1.0))
     sold = t.filter((quantity > 0) & (t.amount >= 0) & t.product_id.notnull())
     first = sold.group_by(launched_product=sold.product_id).agg(at=sold.transacted_at.min())
