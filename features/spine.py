@@ -226,16 +226,21 @@ def all_customers(tables: Tables, as_of: datetime, config: Config) -> pd.DataFra
 def seen_customers(tables: Tables, moment: datetime) -> pd.DataFrame:
     """Customers seen in any table before a moment (naive UTC), by id: customer_id, as_of."""
     seen = []
+    chunks: list[pa.Array] = []
     for name, time in TIMES.items():
         table = getattr(tables, name)
         if table is None:
+            continue
+        if name == "transactions" and tables.store is not None:
+            chunks += tables.store.customers(moment).chunks
             continue
         past = seen_before(table[time], moment)
         if name == "customers":
             past = past | table[time].isnull()
         seen.append(table.filter(past).select("customer_id").distinct())
     found = [table.to_pyarrow()["customer_id"].cast(pa.string()) for table in seen]
-    ids = pc.unique(pa.chunked_array([c for own in found for c in own.chunks], type=pa.string()))
+    chunks += [chunk for own in found for chunk in own.chunks]
+    ids = pc.unique(pa.chunked_array(chunks, type=pa.string()))
     frame = pd.DataFrame({"customer_id": pd.Series(ids.take(pc.sort_indices(ids)), dtype="str")})
     frame["as_of"] = np.full(len(frame), moment, dtype="datetime64[us]")
     return frame
@@ -246,7 +251,10 @@ def _refuse_too_early(tables: Tables, moment: datetime, customers: int) -> None:
         table = getattr(tables, name)
         if table is None or name in ("customers", "events"):
             continue
-        first = table[time].min().to_pyarrow().as_py()
+        if name == "transactions" and tables.store is not None:
+            first = tables.store.first
+        else:
+            first = table[time].min().to_pyarrow().as_py()
         if first is None or seen_before(first, moment):
             if first is not None:
                 return

@@ -9,9 +9,11 @@ one whole number that is made of their columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,7 @@ KEYS = ("_order", "_bought", "_repeat")
 NUMBERS = ("paid", "discount", "units")
 PRODUCT = "product_id"
 EAGER = (PRODUCT, "category", "channel")
+BITS = 63  # of a number that is not below 0
 _NEVER = np.iinfo(np.int64).max
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -48,9 +51,13 @@ class Orders:
     owner: Ints
 
     def find(self, number: Ints) -> tuple[Ints, Bools]:
-        """Positions of the orders of lines, and which lines have one."""
-        place, known = found_in(self.number, number)
-        return (self.owner[place] if len(self.owner) else place), known
+        """Positions of the orders of a day's lines, and which lines have one."""
+        # A day's orders are numbered without gaps, and there are fewer than lines.
+        first, last = number[0], number[-1]
+        place, known = found_in(self.number, np.arange(first, last + 1))
+        if len(self.owner):
+            place = self.owner[place]
+        return place[number - first], known[number - first]
 
 
 @dataclass(frozen=True)
@@ -153,25 +160,26 @@ class Bought:
     # --- products ---
 
     @cached_property
-    def _product_days(self) -> tuple[Ints, Ints, Ints, Ints]:
-        """Customer, product and day of each product on an order day, sorted so; lines of it."""
-        first = self.orders.day.min(initial=self.today)
-        columns = (self.customer, self._text(PRODUCT).code, self.day - first)
-        customer, product, day = sorted_rows(*columns)
-        start = _starts(customer, product, day)
-        lines = np.diff(np.append(start, len(day)))
-        return customer[start], product[start], day[start] + first, lines
+    def _first_day(self) -> int:
+        return int(self.orders.day.min(initial=self.today))
+
+    @cached_property
+    def _product_days(self) -> SortedRows:
+        """Customer, product, and days since the first of each line."""
+        product = self._text(PRODUCT).code
+        return SortedRows(self.customer, product, self.day - self._first_day)
 
     def novel_days(self) -> pa.Table:
         """Order days with a product new to the customer: row, day; each once."""
-        customer, product, day, _ = self._product_days
+        rows = self._product_days
         # Days of a product ascend, so its first row is its first day.
-        first = _starts(customer, product)
-        first = first[product[first] < self._text(PRODUCT).nothing]
-        low = day.min(initial=self.today)
-        row, novel = sorted_rows(customer[first], day[first] - low)
-        once = _starts(row, novel)
-        return pa.table({"row": row[once], "day": novel[once] + low})
+        first = rows.starts(2)
+        first = first[rows.column(1, first) < self._text(PRODUCT).nothing]
+        days = SortedRows(rows.column(0, first), rows.column(2, first))
+        once = days.starts(2)
+        return pa.table(
+            {"row": days.column(0, once), "day": days.column(1, once) + self._first_day}
+        )
 
     def products(self, days: int, launch_days: int, first_days: int) -> pa.Table:
         """Products of orders in so many days: row, product_id, days, lines, launched.
@@ -179,22 +187,25 @@ class Bought:
         `launched`: lines of at most `launch_days` after the product's first sale to anybody, unless
         that was in the first `first_days` of the data.
         """
-        customer, product, day, lines = self._product_days
-        recent = np.flatnonzero(day >= self.today - days)
-        customer, product, day = customer[recent], product[recent], day[recent]
-        lines = lines[recent]
-        launch = self._lines.launched.days(self._text(PRODUCT))
+        rows, values = self._product_days, self._text(PRODUCT)
+        recent = np.flatnonzero(rows.column(2) >= self.today - days - self._first_day)
+        if len(recent) < len(rows):
+            rows = rows.take(recent)
+        product, day = rows.column(1), rows.column(2) + self._first_day
+        launch = self._lines.launched.days(values)
         known = (launch != _NEVER) & (launch - self.start >= first_days)
         young = known[product] & (day - launch[product] <= launch_days)
-        start = _starts(customer, product)
-        sums = {
-            "days": np.diff(np.append(start, len(day))),
-            "lines": _sums(lines, start),
-            "launched": _sums(np.where(young, lines, 0), start),
-        }
-        values = self._text(PRODUCT)
-        of_groups = Coded(product[start].astype(np.int32), values.values).texts
-        return pa.table({"row": customer[start], "product_id": of_groups, **sums})
+        start = rows.starts(2)
+        on_days = np.searchsorted(start, rows.starts(3), side="right") - 1
+        return pa.table(
+            {
+                "row": rows.column(0, start),
+                "product_id": Coded(product[start].astype(np.int32), values.values).texts,
+                "days": np.bincount(on_days, minlength=len(start)),
+                "lines": np.diff(np.append(start, len(rows))),
+                "launched": _reduced(np.add, young.astype(np.int64), start),
+            }
+        )
 
     # --- favourites ---
 
@@ -204,22 +215,20 @@ class Bought:
         The favourite is the value of most orders; ties: latest order, then alphabetical.
         """
         values = self._text(column)
-        some = (values.code < values.nothing) & (self.day >= self.today - days)
+        some = np.flatnonzero((values.code < values.nothing) & (self.day >= self.today - days))
         # Orders are in order of time, so the greatest position is the latest.
-        columns = (self.customer[some], values.code[some], self.order[some])
-        customer, code, order = sorted_rows(*columns)
-        once = _starts(customer, code, order)
-        customer, code, order = customer[once], code[once], order[once]
-        start = _starts(customer, code)
-        last = np.append(start[1:], len(order)) - 1
-        orders, latest = last - start + 1, self.orders.at[order[last]]
-        customer, code = customer[start], code[start]
-        own = _starts(customer)
+        rows = SortedRows(self.customer[some], values.code[some], self.order[some])
+        rows = rows.take(rows.starts(3))
+        start = rows.starts(2)
+        last = np.append(start[1:], len(rows)) - 1
+        orders, latest = last - start + 1, self.orders.at[rows.column(2, last)]
+        customer, code = rows.column(0, start), rows.column(1, start)
+        own = np.flatnonzero(_changed(customer))
         distinct = np.diff(np.append(own, len(customer)))
         best = np.ones(len(customer), dtype=bool)
         for rank in (orders, latest, -code):
             ranked = np.where(best, rank, -_NEVER)
-            best &= ranked == np.repeat(_highest(ranked, own), distinct)
+            best &= ranked == np.repeat(_reduced(np.maximum, ranked, own), distinct)
         return pa.table(
             {
                 "row": customer[own],
@@ -228,6 +237,52 @@ class Bought:
                 "orders": orders[best],
             }
         )
+
+
+class SortedRows:
+    """Rows of whole numbers of at least 0, sorted by the first column, then by the second, and so
+    on.
+
+    Where their bits fit, the columns (rows,) are one number, of which a sort is quick.
+    """
+
+    def __init__(self, *columns: npt.NDArray[np.integer[Any]]) -> None:
+        self.widths = [int(column.max(initial=0)).bit_length() for column in columns]
+        self.key: Ints | None = None
+        self.columns: list[Ints] = []  # where there is no key
+        if sum(self.widths) > BITS:
+            order = np.lexsort(columns[::-1])
+            self.columns = [column[order].astype(np.int64) for column in columns]
+        else:
+            self.key = columns[0].astype(np.int64)
+            for column, width in zip(columns[1:], self.widths[1:], strict=True):
+                self.key <<= width
+                self.key |= column
+            self.key.sort()
+
+    def __len__(self) -> int:
+        return len(self.columns[0] if self.key is None else self.key)
+
+    def starts(self, n: int) -> Ints:
+        """Positions where a row differs from the one before it in its first n columns."""
+        if self.key is None:
+            return np.flatnonzero(_changed(*self.columns[:n]))
+        return np.flatnonzero(_changed(self.key >> sum(self.widths[n:])))
+
+    def column(self, i: int, at: Ints | slice = slice(None)) -> Ints:
+        """The values of a column, at some positions."""
+        if self.key is None:
+            return self.columns[i][at]
+        return (self.key[at] >> sum(self.widths[i + 1 :])) & ((1 << self.widths[i]) - 1)
+
+    def take(self, at: Ints) -> SortedRows:
+        """Rows at ascending positions."""
+        found = copy(self)
+        if self.key is None:
+            found.columns = [column[at] for column in self.columns]
+        else:
+            found.key = self.key[at]
+        return found
 
 
 @dataclass(frozen=True)
@@ -311,41 +366,18 @@ def found_in(ascending: Ints, wanted: Ints) -> tuple[Ints, Bools]:
     return place, ascending[place] == wanted
 
 
-def sorted_rows(*columns: npt.NDArray[np.integer]) -> tuple[Ints, ...]:
-    """Rows of columns (n,) of whole numbers of at least 0, sorted by the first column, then by the
-    second, and so on; each column of the result (n,)."""
-    widths = [int(column.max(initial=0)).bit_length() for column in columns]
-    if sum(widths) > 63:
-        order = np.lexsort(columns[::-1])
-        return tuple(column[order].astype(np.int64) for column in columns)
-    key = columns[0].astype(np.int64)
-    for column, width in zip(columns[1:], widths[1:], strict=True):
-        key <<= width
-        key |= column
-    key.sort()
-    found = []
-    for width in reversed(widths):
-        found.append(key & ((1 << width) - 1))
-        key >>= width
-    return tuple(reversed(found))
-
-
-def _starts(*columns: Ints) -> Ints:
-    """Positions where a row differs from the one before it."""
+def _changed(*columns: Ints) -> Bools:
+    """Whether a row differs from the one before it."""
     other = np.zeros(len(columns[0]), dtype=bool)
     other[:1] = True
     for column in columns:
         other[1:] |= column[1:] != column[:-1]
-    return np.flatnonzero(other)
+    return other
 
 
-def _sums(values: Ints, start: Ints) -> Ints:
-    found: Ints = np.add.reduceat(values, start) if len(start) else values[:0]
-    return found
-
-
-def _highest(values: Ints, start: Ints) -> Ints:
-    found: Ints = np.maximum.reduceat(values, start) if len(start) else values[:0]
+def _reduced(how: np.ufunc, values: Ints, start: Ints) -> Ints:
+    """Values of groups that begin at these positions."""
+    found: Ints = how.reduceat(values, start) if len(start) else values[:0]
     return found
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from features.config import Config
 from features.engines import table_of
@@ -67,14 +68,10 @@ class Store:
 
     def before(self, spine: Spine, config: Config, scratch: Scratch) -> Moment | None:
         """What the store has of a spine of one moment; None where it does not fit the question."""
-        days = self.manifest.days
-        moment = spine.latest
         fits = settings_digests(config, self.manifest.people, numbered=self.manifest.numbered)
         if not spine.single or scratch.con is not self.backend or fits != self.manifest.settings:
             return None
-        open_days = [name for name, day in days.items() if not seen_before(day.last, moment)]
-        whole = [name for name in days if not open_days or name < open_days[0]]
-        cut = [n for n in days if n not in whole and seen_before(days[n].first, moment)]
+        whole, cut = self._split(spine.latest)
         return Moment(self, whole, cut, spine, scratch) if whole else None
 
     @cached_property
@@ -82,6 +79,37 @@ class Store:
         """Columns of orders.OF_LINES that a file has."""
         given = {name for file in self.manifest.files.values() for name in file.given}
         return tuple(name for name in OF_LINES if name in given)
+
+    @property
+    def first(self) -> datetime:
+        """The time of the first line, naive UTC."""
+        return min(day.first for day in self.manifest.days.values())
+
+    @property
+    def years(self) -> tuple[int, int]:
+        """Of the first and the last line, UTC."""
+        return self.first.year, max(day.last for day in self.manifest.days.values()).year
+
+    def customers(self, moment: datetime) -> pa.ChunkedArray:
+        """Ids of customers seen before a moment (naive UTC), some more than once."""
+        whole, cut = self._split(moment)
+        chunks: list[pa.Array] = []
+        for file in self.files("orders", whole):
+            ids = pq.ParquetFile(file, read_dictionary=["customer_id"]).read(["customer_id"])
+            chunks += [chunk.dictionary for chunk in ids["customer_id"].chunks]
+        for file in self.files("lines", cut):
+            lines = pq.ParquetFile(file).read(["customer_id", "transacted_at"])
+            seen = seen_before(lines["transacted_at"].to_numpy(), np.datetime64(moment))
+            chunks += lines["customer_id"].filter(pa.array(seen)).chunks
+        return pa.chunked_array(chunks, type=pa.string())
+
+    def _split(self, moment: datetime) -> tuple[list[str], list[str]]:
+        """The days before a moment, and those after that begin before it."""
+        days = self.manifest.days
+        open_days = [name for name, day in days.items() if not seen_before(day.last, moment)]
+        whole = [name for name in days if not open_days or name < open_days[0]]
+        cut = [n for n in days if n not in whole and seen_before(days[n].first, moment)]
+        return whole, cut
 
     def files(self, kind: str, days: Iterable[str]) -> list[Path]:
         """The data files of days."""
@@ -200,12 +228,13 @@ class Moment:
 
     @cached_property
     def returns(self) -> ir.Table:
-        """Return lines, none with a number of an order."""
-        what = f'customer, transacted_at AS "at", {_DAY} AS day, _linked AS linked'
+        """Returns, none with a number of an order."""
+        # Of an order's returns of one day together: they have the day, and money adds up.
         query = f"""
-            SELECT {what} FROM {self.store.read("lines", self.whole)}
-            JOIN {self._customers} USING (customer_id) WHERE _is_return AND NOT _repeat
-            UNION ALL SELECT {what} FROM {self._cut} WHERE _is_return"""
+            SELECT customer, since AS "at", day, linked FROM {self._shares}
+            WHERE is_return AND _order IS NOT NULL
+            UNION ALL
+            SELECT customer, transacted_at, {_DAY}, _linked FROM {self._cut} WHERE _is_return"""
         schema = {"customer": dt.int32, "at": _TIME, "day": dt.int64, "linked": dt.float64}
         returns = table_of(self.store.backend, self._keep(query, schema), ibis.schema(schema))
         nothing = {name: ibis.literal(0.0) for name in ("paid", "discount", "units")}
