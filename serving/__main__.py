@@ -1,4 +1,5 @@
-"""Commands of the scorer: `api`, `score`, `snapshot`, `explain`, `openapi`.
+"""Commands of the scorer: `api`, `score`, `snapshot`, `explain`, `migrate`, `keys`, `export`,
+`openapi`.
 
 Exit code 0: done; 2: bad input or configuration, with one message; 1: a defect.
 """
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
     api = commands.add_parser("api", parents=[common], help="start the HTTP scorer")
     api.add_argument("--port", type=int, default=8000)
-    api.add_argument("--host", default="127.0.0.1", help="this machine's loopback address only")
+    api.add_argument("--host", default="127.0.0.1", help="other than loopback needs API keys")
     api.set_defaults(run=_api)
 
     snapshot = commands.add_parser(
@@ -81,6 +82,31 @@ def _parser() -> argparse.ArgumentParser:
     why.add_argument("--most", type=int, default=5, help="features to show of each; default 5")
     why.set_defaults(run=_explain)
 
+    migrate = commands.add_parser(
+        "migrate", parents=[common], help="bring the decision log to this release's schema"
+    )
+    migrate.set_defaults(run=_migrate)
+
+    keys = commands.add_parser("keys", parents=[common], help="make, list and revoke API keys")
+    doing = keys.add_subparsers(required=True, metavar="create|list|revoke")
+    create = doing.add_parser("create", help="make a key; it is shown once")
+    create.add_argument("--scopes", required=True, help="score,events,read,admin: one or several")
+    create.add_argument("--label", default="", help="what it is for")
+    create.add_argument("--days", type=int, help="days until it expires; default: never")
+    create.set_defaults(run=_keys_create)
+    doing.add_parser("list", help="show all keys, without their secrets").set_defaults(
+        run=_keys_list
+    )
+    revoke = doing.add_parser("revoke", help="end a key; servers know within 30 seconds")
+    revoke.add_argument("key_id")
+    revoke.set_defaults(run=_keys_revoke)
+
+    export = commands.add_parser(
+        "export", parents=[common], help="write the log as exposures and events, for training"
+    )
+    export.add_argument("--out", type=Path, required=True, help="folder of the two tables")
+    export.set_defaults(run=_export)
+
     document = commands.add_parser("openapi", help="write docs/openapi.json")
     document.add_argument("--out", type=Path, default=Path("docs/openapi.json"))
     document.set_defaults(run=None)
@@ -91,22 +117,15 @@ def _openapi(out: Path) -> int:
     import json
 
     from serving.app import create_app, openapi
-    from serving.routes import Holder
+    from serving.gate import Holder
 
-    document = openapi(create_app(Holder()))
+    document = openapi(create_app(Holder()).app)
     out.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
     print(f"wrote {out}")
     return 0
 
 
 def _api(config: Config, options: argparse.Namespace) -> int:
-    if options.host not in LOOPBACK:
-        raise ConfigError(
-            "--host",
-            expected=f"one of {', '.join(LOOPBACK)}",
-            found=options.host,
-            remedy="The server has no API keys yet, so it answers this machine only.",
-        )
     if not 0 <= options.port <= 65535:
         raise ConfigError(
             "--port", expected="0 to 65535", found=str(options.port), remedy="Give a free port."
@@ -115,14 +134,18 @@ def _api(config: Config, options: argparse.Namespace) -> int:
     import uvicorn
 
     from serving.app import create_app
+    from serving.gate import Holder
     from serving.load import resolve
-    from serving.routes import Holder
     from serving.salt import load_salt
     from serving.scorer import Scorer
     from serving.snapshot import ensure_snapshot
+    from serving.startup import open_service, register_configured
 
     log = logging.getLogger("serving")
-    salt = load_salt(simulated=config.source.kind == "simulated")
+    loopback = options.host in LOOPBACK
+    salt = load_salt(simulated=config.source.kind == "simulated", loopback=loopback)
+    # First what takes no time and may refuse.
+    service = open_service(config, salt, loopback=loopback)
     model = resolve(config)
     scorer = Scorer(model, ensure_snapshot(config, model, salt), config, salt)
     log.info(
@@ -135,10 +158,14 @@ def _api(config: Config, options: argparse.Namespace) -> int:
     )
     if scorer.degraded:
         log.warning("degraded: %s", ", ".join(scorer.degraded))
-    log.info("no API keys yet: listening on %s only, port %s", options.host, options.port)
+    register_configured(service, scorer)
+    log.info("decision log: %s", service.log.place)
+    if not service.has_keys:
+        log.warning("no API keys: anybody on this machine may ask, and nobody else")
+    log.info("listening on %s, port %s", options.host, options.port)
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(Holder(scorer)),
+            create_app(Holder(scorer, service)),
             host=options.host,
             port=options.port,
             access_log=False,
@@ -153,6 +180,98 @@ def _api(config: Config, options: argparse.Namespace) -> int:
     gc.freeze()
     server.run()
     return 0 if server.started else 1
+
+
+def _migrate(config: Config, options: argparse.Namespace) -> int:
+    from serving.log.engine import log_url, open_log
+    from serving.log.migrate import upgrade
+
+    log = open_log(log_url(config.name)[0])
+    before = log.revision()
+    after = upgrade(log)
+    print(f"{log.place}: {before or 'empty'} -> {after}")
+    return 0
+
+
+def _keys_create(config: Config, options: argparse.Namespace) -> int:
+    from serving.log.keys import SCOPES, make
+    from serving.service import now_micros
+    from serving.startup import open_ready
+
+    scopes = [scope.strip() for scope in options.scopes.split(",")]
+    wrong = [scope for scope in scopes if scope not in SCOPES]
+    if wrong:
+        raise ConfigError(
+            "--scopes",
+            expected=f"some of {', '.join(SCOPES)}",
+            found=", ".join(wrong),
+            remedy="Separate several by commas.",
+        )
+    if options.days is not None and options.days < 1:
+        raise ConfigError(
+            "--days",
+            expected="1 or more",
+            found=str(options.days),
+            remedy="Leave it out for never.",
+        )
+    if len(options.label) > 128:
+        raise ConfigError(
+            "--label", expected="at most 128 characters", found="more", remedy="Shorten it."
+        )
+    log, now = open_ready(config), now_micros()
+    end = None if options.days is None else now + options.days * 86_400_000_000
+    with log.write() as connection:
+        token = make(connection, scopes, options.label, now, end)
+    print(f"{token}\nThis is shown once: only its hash is stored.")
+    return 0
+
+
+def _keys_list(config: Config, options: argparse.Namespace) -> int:
+    from serving.evaluation import shown_time
+    from serving.log.keys import every
+    from serving.service import now_micros
+    from serving.startup import open_ready
+
+    log = open_ready(config)
+    with log.read() as connection:
+        keys = every(connection)
+    now = now_micros()
+    for key in keys.values():
+        state = "valid" if key.valid(now) else "revoked" if key.revoked_at else "expired"
+        until = shown_time(key.expires_at) or "no end"
+        print(f"{key.key_id}  {state:8}  {','.join(sorted(key.scopes)):26}  {until}  {key.label}")
+    if not keys:
+        print("no keys")
+    return 0
+
+
+def _keys_revoke(config: Config, options: argparse.Namespace) -> int:
+    from serving.log.keys import revoke
+    from serving.service import now_micros
+    from serving.startup import open_ready
+
+    log = open_ready(config)
+    with log.write() as connection:
+        done = revoke(connection, options.key_id, now_micros())
+    if not done:
+        raise ConfigError(
+            "key_id",
+            expected="the id of a key that is not revoked",
+            found=options.key_id,
+            remedy="See them with: python -m serving keys --config ... list",
+        )
+    print(f"revoked {options.key_id}")
+    return 0
+
+
+def _export(config: Config, options: argparse.Namespace) -> int:
+    from serving.export import export_log
+    from serving.startup import open_ready
+
+    written = export_log(open_ready(config), options.out)
+    for path, rows in written.items():
+        print(f"wrote {rows:,} rows to {path}")
+    return 0
 
 
 def _refuse_taken(host: str, port: int) -> None:

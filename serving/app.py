@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import time
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio.to_thread
 import msgspec
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from features.config import ID_PATTERN
-from serving import schemas
+from serving import resources, schemas
+from serving.decisions import PATH, decisions
+from serving.documented import enter
+from serving.gate import Holder
 from serving.problems import (
     ProblemError,
+    on_defect,
     on_http,
     on_problem,
     on_validation,
     render,
 )
-from serving.routes import Holder, make_router
+from serving.routes import make_router
+from serving.routes_campaigns import campaign_router
+from serving.routes_events import event_router
 from serving.scorer import Scorer
 
 VERSION = "1.0.0"
@@ -37,23 +44,29 @@ DESCRIPTION = """Whom to target, and with which coupon.
 
 Money is in millionths of the campaign's currency (`*_micros`), times are UTC, errors are problem
 details (RFC 9457). Every answer has an `X-Request-Id`; answers about simulated customers have
-`X-Data-Source: simulated`. There are no API keys yet, so the server listens on this machine only.
+`X-Data-Source: simulated`. Every address below `/v1` asks for an API key with the scope that it
+names; a server without any key answers its own machine alone, and asks for none.
 """
 _ID = re.compile(rf"{ID_PATTERN}\Z")
 log = logging.getLogger("serving.requests")
 
 
-def create_app(holder: Holder) -> FastAPI:
+def create_app(holder: Holder) -> Envelope:
     """The application around a holder, whose scorer may come later (until then: not ready).
 
-    With a scorer in the holder, the application warms up before its server opens the port.
+    With a scorer in the holder, the application warms up before its server opens the port; at the
+    end it finishes what waits for the log.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if holder.scorer is not None:
-            await warm_up(app, holder.scorer)
+            await warm_up(envelope, holder.scorer)
+            if holder.service is not None:
+                await holder.service.warm_up()
         yield
+        if holder.service is not None:
+            await anyio.to_thread.run_sync(holder.service.close)
 
     app = FastAPI(
         title="Persuadables",
@@ -61,16 +74,26 @@ def create_app(holder: Holder) -> FastAPI:
         description=DESCRIPTION,
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
     )
     app.include_router(make_router(holder))
+    app.include_router(campaign_router(holder))
+    app.include_router(event_router(holder))
     app.add_exception_handler(ProblemError, on_problem)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_validation)
-    app.add_middleware(Envelope, holder=holder)
-    app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
-    return app
+    app.add_exception_handler(Exception, on_defect)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def document(request: Request) -> Response:
+        if holder.service is not None:
+            await enter(holder, request, None)
+        return Response(json.dumps(openapi(app)), media_type="application/json")
+
+    envelope = Envelope(app, holder)
+    return envelope
 
 
 def openapi(app: FastAPI) -> dict[str, Any]:
@@ -83,7 +106,12 @@ def openapi(app: FastAPI) -> dict[str, Any]:
             routes=app.routes,
             openapi_version="3.1.0",
         )
-        document.setdefault("components", {})["schemas"] = schemas.components()
+        components = document.setdefault("components", {})
+        components["schemas"] = schemas.components(schemas.STRUCTS + resources.RESOURCES)
+        # Rows are decoded one by one, so that a bad one does not fail the others.
+        rows = components["schemas"]["EventsBody"]["properties"]["events"]
+        rows["items"] = {"$ref": "#/components/schemas/EventBody"}
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         app.openapi_schema = document
     return app.openapi_schema
 
@@ -131,46 +159,66 @@ class Envelope:
     The line has the route's template, since a raw path holds customer ids; it never has bodies.
     """
 
-    def __init__(self, app: ASGIApp, holder: Holder) -> None:
+    def __init__(self, app: FastAPI, holder: Holder) -> None:
         self.app, self.holder = app, holder
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request = Request(scope)
-        wished = request.headers.get("x-request-id", "")
-        request_id = wished if _ID.match(wished) else f"req-{uuid.uuid4().hex[:16]}"
-        request.state.request_id = request_id
-        started, status = time.monotonic(), 0
+        headers = dict(scope["headers"])
+        wished = headers.get(b"x-request-id", b"").decode("latin-1")
+        request_id = wished if wished and _ID.match(wished) else f"req-{os.urandom(8).hex()}"
+        state = scope.setdefault("state", {})
+        state["request_id"], state["in"] = request_id, headers
+        started, status, whole = time.perf_counter(), 0, False
 
         async def sending(message: Message) -> None:
-            nonlocal status
+            nonlocal status, whole
+            whole = message["type"] == "http.response.body" and not message.get("more_body")
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
-                headers["X-Content-Type-Options"] = "nosniff"
-                if self.holder.scorer is not None and self.holder.scorer.simulated:
-                    headers["X-Data-Source"] = "simulated"
+                more = [
+                    *message.get("headers", ()),
+                    *state.get("headers", ()),
+                    (b"x-request-id", request_id.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+                scorer = self.holder.scorer
+                if scorer is not None and scorer.simulated:
+                    more.append((b"x-data-source", b"simulated"))
+                message["headers"] = more
             await send(message)
 
+        fast = scope["path"] == PATH and scope["method"] == "POST"
         try:
-            await self.app(scope, receive, sending)
+            if fast:
+                await decisions(self.holder, scope, receive, sending)
+            else:
+                await self.app(scope, receive, sending)
         except ClientDisconnect:
             status = status or 499  # Nobody is left to answer.
+        except ProblemError as problem:
+            await render(request_id, problem)(scope, receive, sending)
         except Exception:
             log.exception("defect in request %s", request_id)
-            if status:
+            if not status:
+                await render(request_id, ProblemError("internal"))(scope, receive, sending)
+            elif not whole:
                 raise
-            await render(request_id, ProblemError("internal"))(scope, receive, sending)
+        route = PATH if fast else getattr(scope.get("route"), "path", None)
+        seconds = time.perf_counter() - started
+        rows = state.get("rows", 0)
+        if self.holder.service is not None:
+            self.holder.service.metrics.answered(route or "none", status, seconds, rows)
         line = {
             "request_id": request_id,
             "method": scope["method"] if scope["method"] in _METHODS else "other",
-            "route": getattr(scope.get("route"), "path", None),
+            "route": route,
             "status": status,
-            "ms": round(1000 * (time.monotonic() - started), 2),
-            "rows": getattr(request.state, "rows", 0),
+            "ms": round(1000 * seconds, 2),
+            "key_id": state.get("key_id"),
+            "rows": rows,
         }
         log.info("%s", json.dumps(line))
 

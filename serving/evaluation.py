@@ -66,6 +66,7 @@ class Evaluated:
     items: list[schemas.Decision]
     made: Decisions
     reserve: list[int]
+    erased: list[bool]
     columns: Mapping[str, Any]
 
     def row(self, i: int, decision_id: str) -> dict[str, Any]:
@@ -80,7 +81,8 @@ class Evaluated:
         return {
             "decision_id": decision_id,
             "campaign_id": self.rules.campaign_id,
-            "customer_id": item.customer_id,
+            # The id of an erased customer is not written down again.
+            "customer_id": "erased" if self.erased[i] else item.customer_id,
             "window_id": self.window,
             "sticky": reason in STICKY,
             "action": item.action,
@@ -199,7 +201,7 @@ def evaluate(
         if len(bundle.arms)
         else np.zeros(len(ids), dtype=np.int64)
     )
-    return Evaluated(rules, window, now, items, made, held.tolist(), columns)
+    return Evaluated(rules, window, now, items, made, held.tolist(), facts.erased.tolist(), columns)
 
 
 def _reserve(rules: Rules, cost: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

@@ -19,15 +19,30 @@ MAX_ERRORS = 20
 # code: (status, title)
 PROBLEMS: Mapping[str, tuple[int, str]] = {
     "malformed": (400, "The body is not valid JSON in UTF-8"),
+    "bad_cursor": (400, "The cursor is not one of this list"),
+    "bad_key": (400, "The Idempotency-Key must be 1 to 255 visible ASCII characters"),
+    "missing_key": (400, "This address needs an Idempotency-Key"),
+    "unauthorized": (401, "An API key is needed"),
+    "forbidden": (403, "The API key does not have the scope"),
     "not_found": (404, "There is nothing at this address"),
     "unknown_campaign": (404, "There is no such campaign"),
     "unknown_customer": (404, "There is no such customer"),
     "method_not_allowed": (405, "This address does not know this method"),
-    "too_large": (413, "The body is larger than 1 MiB"),
+    "in_flight": (409, "A request with this Idempotency-Key is being answered"),
+    "immutable_field": (409, "This can't be changed after the campaign's start"),
+    "cap_too_low": (409, "More is promised or spent already than the cap allows"),
+    "configured_campaign": (409, "This campaign follows the server's configuration"),
+    "changed": (412, "The campaign has changed, or is there already"),
+    "too_large": (413, "The body is larger than this address takes"),
     "media_type": (415, "The body must be application/json, without content encoding"),
     "validation": (422, "Request is not valid"),
+    "key_reused": (422, "The Idempotency-Key came with another body before"),
+    "precondition_required": (428, "Send If-Match with the campaign's ETag, or If-None-Match: *"),
+    "quota": (429, "The key's quota of this minute is used up"),
     "internal": (500, "The server failed; the request id finds it in the log"),
     "not_ready": (503, "Model or snapshot are not loaded"),
+    "log_unavailable": (503, "The decision log does not answer, so nothing can be decided"),
+    "overloaded": (503, "Too much is asked at once"),
 }
 _BY_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "media_type"}
 
@@ -40,6 +55,11 @@ FIELD_PROBLEMS: Mapping[str, str] = {
     "type": "has the wrong type",
     "range": "is outside the limits",
     "duplicate": "stands in the request already",
+    "unknown_coupon": "is no coupon of the served model",
+    "unknown_feature": "is no feature or segment of the served snapshot",
+    "other_currency": "is not the server's currency",
+    "unbounded_coupon": "is refused for coupons whose face value has no upper bound",
+    "fixed": "is fixed since the campaign's start",
     "invalid": "is not valid",
 }
 
@@ -47,8 +67,14 @@ FIELD_PROBLEMS: Mapping[str, str] = {
 class ProblemError(Exception):
     """An error answer: a code of PROBLEMS, and the faults of a validation."""
 
-    def __init__(self, code: str, errors: Sequence[FieldProblem] = ()) -> None:
+    def __init__(
+        self,
+        code: str,
+        errors: Sequence[FieldProblem] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self.code, self.errors = code, list(errors[:MAX_ERRORS])
+        self.headers = dict(headers or {})
         super().__init__(code)
 
 
@@ -63,7 +89,11 @@ def render(request_id: str, problem: ProblemError, status: int | None = None) ->
     body = Problem(
         f"/problems/{problem.code}", title, status, problem.code, request_id, problem.errors
     )
-    headers = {"Retry-After": "1"} if status == 503 else None
+    headers = dict(problem.headers)
+    if status == 503 or problem.code == "in_flight":
+        headers.setdefault("Retry-After", "1")
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return Response(msgspec.json.encode(body), status, headers=headers, media_type=MEDIA_TYPE)
 
 
@@ -82,6 +112,11 @@ async def on_http(request: Request, error: Exception) -> Response:
     if error.headers and "Allow" in error.headers:
         response.headers["Allow"] = error.headers["Allow"]
     return response
+
+
+async def on_defect(request: Request, error: Exception) -> Response:
+    """What nobody has foreseen; the envelope logs it."""
+    return render(request.state.request_id, ProblemError("internal"))
 
 
 async def on_validation(request: Request, error: Exception) -> Response:

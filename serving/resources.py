@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from serving.schemas import Id, Micros, Share, Time
-from uplift.policy import Reason
+from serving.schemas import Id, LoggedDecision, Micros, Time
 
 MAX_CAMPAIGN_BODY = 1 << 16
 MAX_EVENTS = 1000
@@ -107,26 +106,6 @@ class DecisionList(Struct, frozen=True):
 
     items: list[LoggedDecision]
     next_cursor: str | None
-
-
-class LoggedDecision(Struct, frozen=True):
-    """A decision as it was logged."""
-
-    decision_id: str
-    campaign_id: str
-    window_id: int
-    decided_at: Time
-    action: Literal["offer", "none"]
-    arm: str
-    coupon_id: str | None
-    reason: Reason
-    is_holdout: bool
-    is_exploration: bool
-    assignment_prob: Share
-    valid_until: Time | None
-    sent_at: Time | None
-    model_version: str
-    snapshot_id: str
 
 
 class PauseBody(Struct, forbid_unknown_fields=True, frozen=True):
@@ -238,6 +217,7 @@ RESOURCES = (
     PauseBody,
     PauseAnswer,
     EventBody,
+    EventsBody,
     EventsAnswer,
     HoldoutAnswer,
     ErasureAnswer,

@@ -1,214 +1,311 @@
-"""The routes: decode, ask the scorer, return bytes. What blocks runs in a thread."""
+"""Routes of decisions, customers, holdouts, models, health and metrics."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Literal
 
-import anyio.to_thread
 import msgspec
 from fastapi import APIRouter, Request, Response
+from sqlalchemy.engine import Connection
 
-from features.config import ID_PATTERN
-from serving import schemas
-from serving.problems import MAX_ERRORS, MEDIA_TYPE, ProblemError, field_problem, reject
+from serving import metrics, resources, schemas
+from serving.cursor import read_cursor, write_cursor
+from serving.decisions import PATH
+from serving.documented import (
+    ID,
+    KEYED,
+    PAGE,
+    answers,
+    changed,
+    enter,
+    header,
+    id_parameter,
+    json_answer,
+    keyed,
+    looked,
+    page_of,
+    path_id,
+)
+from serving.erasure import erase
+from serving.evaluation import moment, shown_time, timestamp
+from serving.gate import Holder
+from serving.log.campaigns import Campaigns
+from serving.log.store import Store, Stored, customer_hash
+from serving.problems import ProblemError, field_problem
+from serving.resources import CampaignBody
 from serving.scorer import Scorer
+from serving.service import now_micros
+from uplift.policy import BUCKETS, GLOBAL_SCOPE, Reason, bucket
 
-# Up to here an answer takes less time than handing it to a thread and back.
-INLINE_ROWS = 64
-_ID = re.compile(rf"{ID_PATTERN}\Z")
-_decoder = msgspec.json.Decoder(schemas.DecisionsRequest)
-_encoder = msgspec.json.Encoder()
-
-
-@dataclass
-class Holder:
-    """The one reference that a request reads once; a new scorer is put in its place whole."""
-
-    scorer: Scorer | None = None
-    draining: bool = False
-
-    def get(self) -> Scorer:
-        if self.scorer is None:
-            raise ProblemError("not_ready")
-        return self.scorer
-
-
-def _answers(model: str, description: str, *problems: int) -> dict[int | str, dict[str, Any]]:
-    """The documented answers of a route."""
-    texts = {
-        400: "Malformed",
-        404: "Not found",
-        405: "Method not allowed",
-        413: "Too large",
-        415: "Wrong media type",
-        422: "Not valid",
-        500: "Defect of the server",
-        503: "Not ready",
-    }
-    schema = {"$ref": f"#/components/schemas/{model}"}
-    found: dict[int | str, dict[str, Any]] = {
-        200: {"description": description, "content": {"application/json": {"schema": schema}}}
-    }
-    problem = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    for status in problems:
-        found[status] = {"description": texts[status], "content": problem}
-    return found
-
-
-def _body(model: str, example: Mapping[str, Any]) -> dict[str, Any]:
-    content = {"schema": {"$ref": f"#/components/schemas/{model}"}, "example": example}
-    return {"requestBody": {"required": True, "content": {"application/json": content}}}
-
-
-def _json(content: Any, status: int = 200) -> Response:
-    return Response(_encoder.encode(content), status, media_type="application/json")
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """The body, refused as soon as it is known to be of another type or larger than `limit`."""
-    media = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    encoding = request.headers.get("content-encoding", "identity").lower()
-    if media != "application/json" or encoding != "identity":
-        raise ProblemError("media_type")
-    declared = request.headers.get("content-length", "")
-    if declared.isascii() and declared.isdigit() and int(declared[:20]) > limit:
-        raise ProblemError("too_large")
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise ProblemError("too_large")
-        parts.append(part)
-    return b"".join(parts)
+RECENT = 20
+MOST_CAMPAIGNS = 50
+CLOCK = timedelta(seconds=300)
+EXAMPLE = {"campaign_id": "spring", "customers": [{"customer_id": "c-000001"}]}
 
 
 def make_router(holder: Holder) -> APIRouter:
-    """All routes of a server whose scorer is in `holder`."""
+    """All routes of a server whose scorer and log are in `holder`."""
     router = APIRouter()
 
     @router.post(
-        "/v1/decisions",
+        PATH,
         tags=["decisions"],
         summary="Decide for 1 to 1,000 customers",
         description=(
-            "Whom to offer which coupon, and why. Every decision is computed from the snapshot, "
-            "the model, the rules and the salt: asked again, also after a restart, it is the "
-            "same. Decisions are **not stored yet**: `sticky_hit` is always false, an "
-            "`Idempotency-Key` has no effect, the budget is kept through the shadow price and "
-            "is not counted down, and a decision is not an exposure. A dry run has no "
-            "`decision_id`."
+            "Whom to offer which coupon, and why. A decision is answered after it is stored, and "
+            "stands for the campaign's window: asked again it is the same, with `sticky_hit`. "
+            "Offers are charged to the campaign's budget in the transaction that stores them. "
+            "What is refused before the draw (reasons up to `budget_exhausted`) is stored, and "
+            "judged anew next time. With an `Idempotency-Key`, a retry within 24 hours gives the "
+            "same bytes. A dry run gives the standing decision, or a preview without "
+            "`decision_id`, and changes nothing."
         ),
-        responses=_answers(
-            "DecisionsAnswer", "One decision per customer, in order", 400, 404, 413, 415, 422,
-            500, 503,
+        responses=answers(
+            "DecisionsAnswer", "One decision per customer, in order",
+            400, 404, 409, 413, 415, 422, *KEYED,
         ),
-        openapi_extra=_body(
-            "DecisionsRequest",
-            {"campaign_id": "spring", "customers": [{"customer_id": "c-000001"}]},
+        openapi_extra=keyed(
+            "score", ("DecisionsRequest", EXAMPLE),
+            header("Idempotency-Key", "1 to 255 visible ASCII characters"),
         ),
     )  # fmt: skip
-    async def decisions(request: Request) -> Response:
-        scorer = holder.get()
-        body = await read_body(request, schemas.MAX_BODY)
-        try:
-            asked = _decoder.decode(body)
-        except (ValueError, RecursionError) as error:
-            reject(error)
-        if asked.campaign_id != scorer.campaign.campaign_id:
-            raise ProblemError("unknown_campaign")
-        ids = [customer.customer_id for customer in asked.customers]
-        _refuse_duplicates(ids)
-        request.state.rows = len(ids)
-
-        def work() -> bytes:
-            found = scorer.answer(ids, request_id=request.state.request_id, dry_run=asked.dry_run)
-            for decision, customer in zip(found.decisions, asked.customers, strict=True):
-                if customer.context:
-                    warnings = [*decision.warnings, "context_ignored"]
-                    found.decisions[decision.index] = msgspec.structs.replace(
-                        decision, warnings=warnings
-                    )
-            return _encoder.encode(found)
-
-        content = work() if len(ids) <= INLINE_ROWS else await anyio.to_thread.run_sync(work)
-        return Response(content, media_type="application/json")
+    async def documented_decisions() -> None:
+        raise AssertionError("serving.app answers this address itself")
 
     @router.get(
         "/v1/customers/{customer_id}",
         tags=["customers"],
-        summary="What is known of a customer as of the snapshot",
-        responses=_answers("CustomerAnswer", "The customer", 404, 422, 500, 503),
-        openapi_extra={
-            "parameters": [
-                {
-                    "name": "customer_id",
-                    "in": "path",
-                    "required": True,
-                    "schema": {"type": "string", "pattern": f"^{ID_PATTERN}$"},
-                }
-            ]
-        },
+        summary="What is known of a customer, and the last 20 decisions",
+        responses=answers("CustomerAnswer", "The customer", 404, 422, *KEYED),
+        openapi_extra=keyed("read", None, id_parameter("customer_id")),
     )
     async def customer(request: Request) -> Response:
-        scorer = holder.get()
-        customer_id = str(request.path_params["customer_id"])
-        if not _ID.match(customer_id):
-            raise ProblemError("validation", [field_problem("#/customer_id", "pattern")])
+        await enter(holder, request, "read")
+        scorer, service = holder.get(), holder.open()
+        customer_id = path_id(request, "customer_id")
+        store = Store(service.log)
+
+        def read(connection: Connection) -> tuple[list[Stored], dict[str, str]]:
+            name = customer_hash(scorer.salt.value, customer_id)
+            recent = store.of_customer(connection, customer_id, RECENT, None)
+            return recent, store.refused(connection, [name])
+
+        recent, gone = await looked(service, read)
         found = scorer.customer(customer_id)
-        if found is None:
+        if found is None or "erased" in gone.values():
             raise ProblemError("unknown_customer")
-        return _json(found)
+        logged = [logged_decision(row) for row in recent]
+        consent = found.consent and not gone
+        return json_answer(msgspec.structs.replace(found, recent_decisions=logged, consent=consent))
+
+    @router.get(
+        "/v1/customers/{customer_id}/decisions",
+        tags=["customers"],
+        summary="All decisions of a customer, the newest first",
+        responses=answers("DecisionList", "A page", 400, 422, *KEYED),
+        openapi_extra=keyed("read", None, id_parameter("customer_id"), *PAGE),
+    )
+    async def customer_decisions(request: Request) -> Response:
+        await enter(holder, request, "read")
+        service = holder.open()
+        customer_id = path_id(request, "customer_id")
+        limit, cursor = page_of(request)
+        asked = f"decisions/{customer_id}"
+        after = None
+        if cursor:
+            at, last = read_cursor(service.cursor_key(), cursor, asked)
+            after = (int(at), str(last))
+        read = partial(_decisions_page, Store(service.log), customer_id, limit, after)
+        rows = await looked(service, read)
+        following = None
+        if len(rows) > limit:
+            place = [rows[limit - 1].decided_at, rows[limit - 1].decision_id]
+            following = write_cursor(service.cursor_key(), place, asked)
+        items = [logged_decision(row) for row in rows[:limit]]
+        return json_answer(resources.DecisionList(items, following))
+
+    @router.delete(
+        "/v1/customers/{customer_id}",
+        tags=["customers"],
+        summary="Erase a customer",
+        description="The id leaves the log at once; arms, probabilities and outcomes stay under a "
+        "random name. The customer is never contacted again. Repeatable.",
+        status_code=202,
+        responses=answers("ErasureAnswer", "Erased", 422, *KEYED, ok=202),
+        openapi_extra=keyed("admin", None, id_parameter("customer_id")),
+    )
+    async def erase_customer(request: Request) -> Response:
+        key = await enter(holder, request, "admin")
+        service = holder.open()
+        customer_id = path_id(request, "customer_id")
+        work = partial(erase, service.log, service.salt, customer_id, key.key_id, now_micros())
+        return json_answer(await changed(service, work), 202)
+
+    @router.get(
+        "/v1/holdouts/{customer_id}",
+        tags=["customers"],
+        summary="Where a customer falls in the holdouts",
+        responses=answers("HoldoutAnswer", "The buckets", 404, 422, *KEYED),
+        openapi_extra=keyed(
+            "read",
+            None,
+            id_parameter("customer_id"),
+            {
+                "name": "campaign_id",
+                "in": "query",
+                "description": f"up to {MOST_CAMPAIGNS}",
+                "schema": {"type": "array", "items": {"type": "string"}, "maxItems": 50},
+            },
+        ),
+    )
+    async def holdouts(request: Request) -> Response:
+        await enter(holder, request, "read")
+        scorer, service = holder.get(), holder.open()
+        customer_id = path_id(request, "customer_id")
+        wanted = list(dict.fromkeys(request.query_params.getlist("campaign_id")))
+        if len(wanted) > MOST_CAMPAIGNS or not all(ID.match(name) for name in wanted):
+            raise ProblemError("validation", [field_problem("#/campaign_id", "invalid")])
+        shares = await looked(service, partial(_shares, service.campaigns, scorer, wanted))
+        return json_answer(holdout_answer(scorer, customer_id, shares))
 
     @router.get(
         "/v1/models/current",
         tags=["models"],
         summary="Which model and snapshot are served",
-        responses=_answers("ModelAnswer", "The model", 500, 503),
+        responses=answers("ModelAnswer", "The model", *KEYED),
+        openapi_extra=keyed("read"),
     )
-    async def model() -> Response:
-        return _json(holder.get().current())
+    async def model(request: Request) -> Response:
+        await enter(holder, request, "read")
+        return json_answer(holder.get().current())
 
     @router.get(
         "/livez",
         tags=["health"],
         summary="The process answers",
-        responses=_answers("Live", "It does"),
+        responses=answers("Live", "It does"),
     )
     async def livez() -> Response:
-        return _json(schemas.Live(status="ok"))
+        return json_answer(schemas.Live(status="ok"))
 
-    ready = _answers("Ready", "Ready")
+    ready = answers("Ready", "Ready")
     ready[503] = {**ready[200], "description": "Not ready"}
 
     @router.get(
         "/readyz", tags=["health"], summary="Whether to send requests here", responses=ready
     )
     async def readyz() -> Response:
-        loaded = holder.scorer is not None
-        fine = loaded and not holder.draining
-        checks = schemas.Checks(
-            model="ok" if loaded else "fail",
-            snapshot="ok" if loaded else "fail",
-            draining=holder.draining,
+        checks = await _checks(holder)
+        fine = not checks.draining and all(
+            getattr(checks, name) == "ok"
+            for name in ("model", "snapshot", "log", "schema", "clock")
         )
         found = schemas.Ready(status="ready" if fine else "not_ready", checks=checks)
-        return _json(found, 200 if fine else 503)
+        return json_answer(found, 200 if fine else 503)
+
+    @router.get(
+        "/metrics",
+        tags=["health"],
+        summary="Metrics for Prometheus",
+        responses={200: {"description": "Text", "content": {"text/plain": {}}}},
+    )
+    async def metrics_text() -> Response:
+        service = holder.service
+        if service is None:
+            return Response(b"", media_type=metrics.CONTENT_TYPE)
+        service.metrics.queue_depth.set(service.writer.depth)
+        if holder.scorer is not None:
+            age = datetime.now(UTC) - holder.scorer.snapshot.as_of
+            service.metrics.snapshot_age.set(age.total_seconds())
+        await service.count_budgets()
+        return Response(service.metrics.text(), media_type=metrics.CONTENT_TYPE)
 
     return router
 
 
-def _refuse_duplicates(ids: list[str]) -> None:
-    if len(set(ids)) == len(ids):
-        return
-    seen: set[str] = set()
-    twice = []
-    for i, customer_id in enumerate(ids):
-        if customer_id in seen:
-            twice.append(field_problem(f"#/customers/{i}/customer_id", "duplicate"))
-            if len(twice) == MAX_ERRORS:
-                break
-        seen.add(customer_id)
-    raise ProblemError("validation", twice)
+def _decisions_page(
+    store: Store,
+    customer_id: str,
+    limit: int,
+    after: tuple[int, str] | None,
+    connection: Connection,
+) -> list[Stored]:
+    return store.of_customer(connection, customer_id, limit + 1, after)
+
+
+def _shares(
+    campaigns: Campaigns, scorer: Scorer, wanted: list[str], connection: Connection
+) -> dict[str, int]:
+    """The holdout share of these campaigns, ten-thousandths. Raises ProblemError (404)."""
+    entries = campaigns.some(connection, wanted)
+    if len(entries) < len(wanted):
+        raise ProblemError("unknown_campaign")
+    own = round(scorer.config.policy.holdout_share * BUCKETS)
+    return {
+        name: own
+        if entries[name].configured
+        else msgspec.json.decode(entries[name].resource, type=CampaignBody).holdout_bps
+        for name in wanted
+    }
+
+
+def holdout_answer(
+    scorer: Scorer, customer_id: str, shares: dict[str, int]
+) -> resources.HoldoutAnswer:
+    """Buckets of a customer, everywhere and in campaigns with these shares."""
+    salt = scorer.salt.value
+    share = round(scorer.config.policy.global_holdout_share * BUCKETS)
+    at = int(bucket(salt, "holdout", GLOBAL_SCOPE, [customer_id])[0])
+    everywhere = resources.Bucket(at, share, at < share)
+    campaigns = []
+    for name, bps in shares.items():
+        here = int(bucket(salt, "holdout", name, [customer_id])[0])
+        via: Literal["global", "campaign"] | None = None
+        if everywhere.is_holdout:
+            via = "global"
+        elif here < bps:
+            via = "campaign"
+        campaigns.append(resources.CampaignBucket(name, here, bps, via is not None, via))
+    return resources.HoldoutAnswer(customer_id, everywhere, campaigns)
+
+
+def logged_decision(row: Stored) -> schemas.LoggedDecision:
+    """A row of the log as it is shown in lists."""
+    return schemas.LoggedDecision(
+        decision_id=row.decision_id,
+        campaign_id=row.campaign_id,
+        window_id=row.window_id,
+        decided_at=timestamp(moment(row.decided_at)),
+        action=row.action,
+        arm=row.arm,
+        coupon_id=row.arm if row.action == "offer" else None,
+        reason=Reason(row.reason),
+        is_holdout=row.holdout_kind != "none",
+        is_exploration=row.is_exploration,
+        assignment_prob=round(row.assignment_prob, 6),
+        valid_until=shown_time(row.valid_until),
+        sent_at=shown_time(row.sent_at),
+        model_version=row.model_version,
+        snapshot_id=row.snapshot_id,
+    )
+
+
+async def _checks(holder: Holder) -> schemas.Checks:
+    scorer, service = holder.scorer, holder.service
+
+    def said(fine: bool) -> Literal["ok", "fail"]:
+        return "ok" if fine else "fail"
+
+    behind = timedelta(0)
+    if scorer is not None and service is not None:
+        behind = service.behind(scorer)
+    return schemas.Checks(
+        model=said(scorer is not None),
+        snapshot=said(scorer is not None),
+        log=said(service is not None and await service.healthy()),
+        schema=said(service is not None and await service.schema_fits()),
+        clock=said(behind <= CLOCK),
+        draining=holder.draining,
+    )

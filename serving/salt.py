@@ -39,13 +39,15 @@ def load_salt(
     environ: Mapping[str, str] = os.environ,
     *,
     simulated: bool = False,
+    loopback: bool = True,
 ) -> Salt:
     """The salt of the environment; without one, that of `<root>/salt`, made once with mode 0600.
 
     A simulated shop without a salt in the environment has a public one.
 
-    A file is enough for a server that listens on this machine only. Raises ConfigError for a salt
-    that is too short or a file that others may read.
+    A file is enough for a server that listens on this machine only; beyond `loopback` the salt
+    comes from the environment. Raises ConfigError for a salt that is missing there, is too short,
+    or lies in a file that others may read.
     """
     given = environ.get(VARIABLE)
     if given is not None:
@@ -60,6 +62,14 @@ def load_salt(
         return Salt(value, VARIABLE)
     if simulated:
         return Salt(SIMULATED, "the simulated shop's public salt")
+    if not loopback:
+        raise ConfigError(
+            VARIABLE,
+            expected="a salt in the environment, where not only this machine listens",
+            found="none",
+            remedy="Set the one that the decision log was begun with, or make one with: "
+            "python -c 'import secrets; print(secrets.token_hex(32))'",
+        )
     path = root / "salt"
     root.mkdir(parents=True, exist_ok=True)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -71,6 +72,26 @@ class Decision(Struct, frozen=True):
     warnings: list[str]
 
 
+class LoggedDecision(Struct, frozen=True):
+    """A decision as it was logged."""
+
+    decision_id: str
+    campaign_id: str
+    window_id: int
+    decided_at: Time
+    action: Literal["offer", "none"]
+    arm: str
+    coupon_id: str | None
+    reason: Reason
+    is_holdout: bool
+    is_exploration: bool
+    assignment_prob: Share
+    valid_until: Time | None
+    sent_at: Time | None
+    model_version: str
+    snapshot_id: str
+
+
 class Counts(Struct, frozen=True):
     """How many customers got an offer, and how many none."""
 
@@ -137,7 +158,7 @@ class CustomerAnswer(Struct, frozen=True):
     consent: bool
     scores: CustomerScores
     uplift: dict[str, float | None]
-    recent_decisions: list[Decision]
+    recent_decisions: list[LoggedDecision]
 
 
 class SnapshotInfo(Struct, frozen=True):
@@ -174,6 +195,9 @@ class Checks(Struct, frozen=True):
 
     model: Literal["ok", "fail"]
     snapshot: Literal["ok", "fail"]
+    log: Literal["ok", "fail"]
+    schema: Literal["ok", "fail"]
+    clock: Literal["ok", "fail"]
     draining: bool
 
 
@@ -214,9 +238,9 @@ STRUCTS = (
 )
 
 
-def components() -> dict[str, Any]:
-    """JSON schemas of everything above, for the OpenAPI document."""
-    _, schemas = msgspec.json.schema_components(STRUCTS, ref_template="#/components/schemas/{name}")
+def components(structs: Sequence[type[Struct]]) -> dict[str, Any]:
+    """JSON schemas of what goes in and out, for the OpenAPI document."""
+    _, schemas = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
     return {name: _portable(schema) for name, schema in sorted(schemas.items())}
 
 

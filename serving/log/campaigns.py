@@ -120,11 +120,16 @@ class Campaigns:
         resource: str,
         cap: int | None,
         now: int,
+        *,
+        force: bool = False,
     ) -> bool:
         """Change a campaign; False if somebody else has changed it since `entry` was read, or if
-        more is promised or spent than the new cap allows."""
+        more is promised or spent than the new cap allows (`force`: then nothing more is granted).
+
+        After False the caller rolls back.
+        """
         committed = campaign_budget.c.committed_micros + campaign_budget.c.realised_micros
-        bearable = [committed <= cap] if cap is not None else []
+        bearable = [committed <= cap] if cap is not None and not force else []
         changed = connection.execute(
             update(campaigns)
             .where(

@@ -86,7 +86,8 @@ def charge(connection: Connection, campaign: str, cost: int) -> bool:
 
 def realise(connection: Connection, costs: Mapping[str, int]) -> None:
     """Move the reservations of redeemed decisions to what they came to cost; also of decisions
-    whose reservation was released. Each decision once; later calls add nothing.
+    whose reservation was released. Of several redemptions of one decision the dearest counts, so
+    that their order does not matter.
 
     costs: actual cost in millionths by decision id.
     """
@@ -94,22 +95,25 @@ def realise(connection: Connection, costs: Mapping[str, int]) -> None:
     for decision_id, cost in sorted(costs.items()):
         row = connection.execute(
             select(
-                decisions.c.campaign_id, decisions.c.reservation, decisions.c.reserved_micros
-            ).where(decisions.c.decision_id == decision_id)
-        ).one()
-        moved = connection.execute(
-            update(decisions)
-            .where(
-                decisions.c.decision_id == decision_id,
-                decisions.c.reservation == row.reservation,
-                decisions.c.reservation.in_(("held", "released")),
+                decisions.c.campaign_id,
+                decisions.c.reservation,
+                decisions.c.reserved_micros,
+                decisions.c.realised_micros,
             )
+            .where(decisions.c.decision_id == decision_id)
+            .with_for_update()
+        ).one()
+        more = cost - row.realised_micros
+        if row.reservation == "none" or (row.reservation == "realised" and more <= 0):
+            continue
+        connection.execute(
+            update(decisions)
+            .where(decisions.c.decision_id == decision_id)
             .values(reservation="realised", realised_micros=cost)
         )
-        if moved.rowcount:
-            held = row.reserved_micros if row.reservation == "held" else 0
-            freed, spent = changes.get(row.campaign_id, (0, 0))
-            changes[row.campaign_id] = (freed + held, spent + cost)
+        held = row.reserved_micros if row.reservation == "held" else 0
+        freed, spent = changes.get(row.campaign_id, (0, 0))
+        changes[row.campaign_id] = (freed + held, spent + more)
     _apply(connection, changes)
 
 

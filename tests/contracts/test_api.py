@@ -25,39 +25,16 @@ import yaml
 
 from serving.__main__ import main
 from serving.app import create_app, openapi
+from serving.gate import Holder
 from serving.problems import FIELD_PROBLEMS, PROBLEMS
-from serving.routes import Holder
 from serving.schemas import MAX_BODY
+from tests.unit.serving.answering import JSON, Client, asked, make_service, serving
 from tests.unit.serving.small_shop import Shop, shared_shop
-from uplift.policy import Reason
+from uplift.policy import STICKY, Reason
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "openapi.json"
 IDS = [f"c-{i:03d}" for i in range(300)]
-JSON = {"content-type": "application/json"}
-
-
-class TestClient:
-    """Calls an application in this process, as a client over the network would."""
-
-    __test__ = False
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    def request(self, method: str, path: str, **more: Any) -> httpx.Response:
-        async def call() -> httpx.Response:
-            transport = httpx.ASGITransport(self.app, raise_app_exceptions=True)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                return await client.request(method, path, **more)
-
-        return asyncio.run(call())
-
-    def get(self, path: str, **more: Any) -> httpx.Response:
-        return self.request("GET", path, **more)
-
-    def post(self, path: str, **more: Any) -> httpx.Response:
-        return self.request("POST", path, **more)
 
 
 @pytest.fixture(scope="session")
@@ -66,13 +43,10 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
 
 
 @pytest.fixture(scope="session")
-def client(shop: Shop) -> TestClient:
-    return TestClient(create_app(Holder(shop.scorer())))
-
-
-def asked(*ids: str, **more: Any) -> dict[str, Any]:
-    customers = [{"customer_id": i} for i in ids]
-    return {"campaign_id": "spring", "customers": customers, **more}
+def client(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    with serving(shop.scorer(), tmp_path_factory.mktemp("log")) as found:
+        found.service.quota.requests = found.service.quota.rows = 10**9
+        yield found
 
 
 def post(client: Any, body: Any, **headers: str) -> httpx.Response:
@@ -86,11 +60,11 @@ def post(client: Any, body: Any, **headers: str) -> httpx.Response:
 
 
 def test_the_committed_document_is_the_generated_one() -> None:
-    generated = json.dumps(openapi(create_app(Holder())), indent=1, sort_keys=True) + "\n"
+    generated = json.dumps(openapi(create_app(Holder()).app), indent=1, sort_keys=True) + "\n"
     assert DOCUMENT.read_text() == generated, "run: python -m serving openapi"
 
 
-def test_the_served_document_is_the_committed_one(client: TestClient) -> None:
+def test_the_served_document_is_the_committed_one(client: Client) -> None:
     assert client.get("/openapi.json").json() == json.loads(DOCUMENT.read_text())
 
 
@@ -163,7 +137,7 @@ def documented(method: str, route: str, answer: httpx.Response) -> None:
 # Answers
 
 
-def test_a_decision_has_exactly_the_fields_of_the_reference(client: TestClient) -> None:
+def test_a_decision_has_exactly_the_fields_of_the_reference(client: Client) -> None:
     answer = post(client, asked(*IDS))
     assert answer.status_code == 200
     documented("post", "/v1/decisions", answer)
@@ -185,7 +159,7 @@ def test_a_decision_has_exactly_the_fields_of_the_reference(client: TestClient) 
     assert 0 < offers < 300
 
 
-def test_the_example_of_the_reference_is_understood(client: TestClient) -> None:
+def test_the_example_of_the_reference_is_understood(client: Client) -> None:
     body = {
         "campaign_id": "spring",
         "dry_run": False,
@@ -199,7 +173,7 @@ def test_the_example_of_the_reference_is_understood(client: TestClient) -> None:
     assert second["warnings"] == []
 
 
-def test_a_customer_and_the_model(client: TestClient, shop: Shop) -> None:
+def test_a_customer_and_the_model(client: Client, shop: Shop) -> None:
     customer = client.get("/v1/customers/c-010")
     documented("get", "/v1/customers/{customer_id}", customer)
     assert list(customer.json()) == [
@@ -213,12 +187,12 @@ def test_a_customer_and_the_model(client: TestClient, shop: Shop) -> None:
     assert model.json()["snapshot"]["customers"] == 300
 
 
-def test_health_with_and_without_a_model(client: TestClient) -> None:
+def test_health_with_and_without_a_model(client: Client) -> None:
     for path in ("/livez", "/readyz"):
         answer = client.get(path)
         assert answer.status_code == 200
         documented("get", path, answer)
-    empty = TestClient(create_app(Holder()))
+    empty = Client(create_app(Holder()))
     assert empty.get("/livez").status_code == 200
     unready = empty.get("/readyz")
     assert unready.status_code == 503
@@ -230,7 +204,7 @@ def test_health_with_and_without_a_model(client: TestClient) -> None:
         assert answer.headers["retry-after"] == "1"
 
 
-def test_request_ids_are_kept_when_they_are_ids(client: TestClient) -> None:
+def test_request_ids_are_kept_when_they_are_ids(client: Client) -> None:
     kept = post(client, asked("c-010"), **{"x-request-id": "abc-1"})
     assert kept.headers["x-request-id"] == kept.json()["request_id"] == "abc-1"
     for bad in ("a b", "x" * 65, "ü", "<script>"):
@@ -239,10 +213,10 @@ def test_request_ids_are_kept_when_they_are_ids(client: TestClient) -> None:
     assert made.headers["x-content-type-options"] == "nosniff"
 
 
-def test_answers_about_a_simulated_shop_say_so(client: TestClient, shop: Shop) -> None:
+def test_answers_about_a_simulated_shop_say_so(client: Client, shop: Shop) -> None:
     simulated = replace(shop.population, simulated=True)
     scorer = shop.scorer(snapshot=replace(shop.snapshot, population=simulated))
-    answer = TestClient(create_app(Holder(scorer))).get("/v1/customers/c-010")
+    answer = Client(create_app(Holder(scorer))).get("/v1/customers/c-010")
     assert answer.headers["x-data-source"] == "simulated"
     assert "x-data-source" not in client.get("/v1/customers/c-010").headers
 
@@ -287,7 +261,7 @@ HOSTILE: list[tuple[str, bytes, int, str, str]] = [
     ("body", "status", "code", "pointer"), [h[1:] for h in HOSTILE], ids=[h[0] for h in HOSTILE]
 )
 def test_hostile_bodies_are_refused_without_an_echo(
-    client: TestClient, body: bytes, status: int, code: str, pointer: str
+    client: Client, body: bytes, status: int, code: str, pointer: str
 ) -> None:
     answer = post(client, body)
     assert answer.status_code == status
@@ -304,7 +278,7 @@ def test_hostile_bodies_are_refused_without_an_echo(
         assert planted not in answer.text
 
 
-def test_too_many_customers_and_the_most_there_may_be(client: TestClient) -> None:
+def test_too_many_customers_and_the_most_there_may_be(client: Client) -> None:
     ids = [f"k-{i}" for i in range(1001)]
     assert post(client, asked(*ids[:1000])).status_code == 200
     refused = post(client, asked(*ids))
@@ -312,7 +286,7 @@ def test_too_many_customers_and_the_most_there_may_be(client: TestClient) -> Non
     assert refused.json()["errors"][0]["pointer"] == "#/customers"
 
 
-def test_duplicates_are_refused_with_their_places(client: TestClient) -> None:
+def test_duplicates_are_refused_with_their_places(client: Client) -> None:
     refused = post(client, asked("a", "b", "a", "c", "b", "a"))
     assert refused.status_code == 422
     documented("post", "/v1/decisions", refused)
@@ -321,7 +295,7 @@ def test_duplicates_are_refused_with_their_places(client: TestClient) -> None:
     assert len(post(client, asked(*["a"] * 500)).json()["errors"]) == 20
 
 
-def test_another_campaign_is_not_found(client: TestClient) -> None:
+def test_another_campaign_is_not_found(client: Client) -> None:
     answer = post(client, {**asked("c-010"), "campaign_id": "other"})
     assert (answer.status_code, answer.json()["code"]) == (404, "unknown_campaign")
     documented("post", "/v1/decisions", answer)
@@ -336,14 +310,14 @@ def test_another_campaign_is_not_found(client: TestClient) -> None:
         {"content-encoding": "gzip"},
     ],
 )
-def test_other_media_types_are_refused(client: TestClient, headers: dict[str, str]) -> None:
+def test_other_media_types_are_refused(client: Client, headers: dict[str, str]) -> None:
     answer = post(client, asked("c-010"), **headers)
     assert (answer.status_code, answer.json()["code"]) == (415, "media_type")
     documented("post", "/v1/decisions", answer)
     assert post(client, asked("c-010"), **{"content-type": "application/json; charset=utf-8"})
 
 
-def test_large_bodies_are_refused_declared_or_not(client: TestClient) -> None:
+def test_large_bodies_are_refused_declared_or_not(client: Client) -> None:
     body = b" " * (MAX_BODY + 1)
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -373,7 +347,7 @@ def test_large_bodies_are_refused_declared_or_not(client: TestClient) -> None:
     ],
 )
 def test_problems_of_the_framework_are_problem_details(
-    client: TestClient, method: str, path: str, status: int, code: str
+    client: Client, method: str, path: str, status: int, code: str
 ) -> None:
     answer = client.request(method, path)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
@@ -382,13 +356,15 @@ def test_problems_of_the_framework_are_problem_details(
     assert (status == 405) == ("allow" in answer.headers)
 
 
-def test_a_defect_is_a_500_that_shows_nothing(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_defect_is_a_500_that_shows_nothing(
+    shop: Shop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def broken() -> Any:
         raise RuntimeError("planted-inside")
 
     scorer = shop.scorer(clock=broken)
-    server = TestClient(create_app(Holder(scorer)))
-    answer = post(server, asked("c-010"))
+    with serving(scorer, tmp_path) as server:
+        answer = post(server, asked("c-010"))
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
     documented("post", "/v1/decisions", answer)
     assert "planted-inside" not in answer.text
@@ -396,7 +372,7 @@ def test_a_defect_is_a_500_that_shows_nothing(shop: Shop, caplog: pytest.LogCapt
 
 
 def test_the_log_has_the_route_and_no_customer(
-    client: TestClient, caplog: pytest.LogCaptureFixture
+    client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", logger="serving.requests"):
         client.get("/v1/customers/c-010")
@@ -457,26 +433,35 @@ def folder(shop: Shop, tmp_path: Path) -> Path:
     return tmp_path / "shop"
 
 
-def test_a_restarted_server_gives_the_same_bytes(folder: Path) -> None:
+def test_a_restarted_server_gives_the_same_decisions(folder: Path) -> None:
     found, single = [], []
     for _ in range(2):
         with running(folder) as client:
             answer = post(client, asked(*IDS), **{"x-request-id": "again"})
             assert answer.status_code == 200
-            found.append(re.sub(rb'"decided_at":"[^"]*"', b"", answer.content))
+            found.append(answer.json())
             single.append(post(client, asked("c-123")).json()["decisions"][0])
             model = client.get("/v1/models/current").json()
             assert model["degraded"] == ["registry_unreachable", "fixed_as_of"]
-            many = asked(*[f"c-{i:03d}" for i in range(300)], *[f"k{i}" for i in range(700)])
+            ids = [*IDS, *(f"k{i}" for i in range(700))]
+            many = asked(*ids, dry_run=True)
             quickest = 9.0
             for _ in range(5):
                 started = time.perf_counter()
                 assert post(client, many).status_code == 200
                 quickest = min(quickest, time.perf_counter() - started)
             assert quickest < 0.1
+    first, second = (answer.pop("decisions") for answer in found)
+    for answer in found:
+        answer.pop("decided_at")
     assert found[0] == found[1]
-    whole = json.loads(found[0].replace(b",,", b","))["decisions"][123]
-    assert single[0] == single[1] == {**whole, "index": 0}
+    for before, after in zip(first, second, strict=True):
+        stands = before["reason"] in STICKY
+        assert after == before | {
+            "sticky_hit": stands,
+            "decision_id": before["decision_id"] if stands else after["decision_id"],
+        }
+    assert single[0] == single[1] == {**first[123], "index": 0, "sticky_hit": True}
 
 
 def test_the_first_request_imports_nothing_since_the_warm_up_went_the_same_way(
@@ -495,12 +480,12 @@ def test_the_first_request_imports_nothing_since_the_warm_up_went_the_same_way(
     assert [(r["request_id"], r["status"], r["rows"]) for r in lines] == [("warm-up", 200, 1000)]
 
 
-def test_a_server_whose_warm_up_fails_does_not_start(shop: Shop) -> None:
+def test_a_server_whose_warm_up_fails_does_not_start(shop: Shop, tmp_path: Path) -> None:
     broken = replace(shop.scorer(), clock=lambda: 1 / 0)
-    app = create_app(Holder(broken))
+    app = create_app(Holder(broken, make_service(broken, f"sqlite:///{tmp_path / 'log.db'}")))
 
     async def start() -> None:
-        async with app.router.lifespan_context(app):
+        async with app.app.router.lifespan_context(app.app):
             raise AssertionError("it started")
 
     with pytest.raises(RuntimeError, match="warm-up was answered with 500"):
@@ -511,7 +496,7 @@ def test_a_server_whose_warm_up_fails_does_not_start(shop: Shop) -> None:
     ("arguments", "message"),
     [
         (("api", "--config", "none.yaml"), "expected a configuration file"),
-        (("api", "--config", "c.yaml", "--host", "0.0.0.0"), "no API keys yet"),
+        (("api", "--config", "c.yaml", "--host", "0.0.0.0"), "a salt in the environment"),
         (("score", "--config", "c.yaml", "--out", "d.xlsx"), "ends with .parquet or .csv"),
         (("score", "--config", "c.yaml", "--out", "d.csv", "--set", "polcy.budget=3"),
          "Did you mean policy"),
@@ -549,7 +534,9 @@ def test_a_taken_port_is_told_before_any_work(
     assert "--port: expected a free port" in capsys.readouterr().err
 
 
-def test_a_client_that_leaves_is_no_defect(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_leaves_is_no_defect(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
     async def leave() -> None:
         scope = {
             "type": "http", "method": "POST", "path": "/v1/decisions", "query_string": b"",
@@ -562,7 +549,7 @@ def test_a_client_that_leaves_is_no_defect(shop: Shop, caplog: pytest.LogCapture
         async def send(message: Any) -> None:
             raise AssertionError("nobody is there")
 
-        await create_app(Holder(shop.scorer()))(scope, receive, send)
+        await client.app(scope, receive, send)
 
     with caplog.at_level("INFO", logger="serving.requests"):
         asyncio.run(leave())

@@ -1,0 +1,98 @@
+"""Metrics for Prometheus. No label names a customer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Metrics:
+    """The metrics of one worker; with several workers, they add up in the folder that
+    PROMETHEUS_MULTIPROC_DIR names."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        name, registry = "persuadables", self.registry
+        self.request_seconds = Histogram(
+            "request_seconds", "Time to answer", ("route", "status"),
+            namespace=name, buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
+        self.rows = Counter(
+            "rows", "Customers and events asked about", ("route",), namespace=name,
+            registry=registry,
+        )  # fmt: skip
+        self.reasons = Counter(
+            "decisions", "Decisions by reason", ("reason", "model_version"), namespace=name,
+            registry=registry,
+        )  # fmt: skip
+        self.rejections = Counter(
+            "rejections", "Requests refused by quota or overload", ("code",), namespace=name,
+            registry=registry,
+        )  # fmt: skip
+        self.commit_seconds = Histogram(
+            "commit_seconds", "Time of a group of decisions until its commit", namespace=name,
+            buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
+        self.queue_depth = Gauge(
+            "queue_depth", "Requests that wait for the log", namespace=name, registry=registry,
+            multiprocess_mode="livesum",
+        )  # fmt: skip
+        self.budget_left = Gauge(
+            "budget_left_micros", "What a campaign may still promise", ("campaign_id",),
+            namespace=name, registry=registry, multiprocess_mode="mostrecent",
+        )  # fmt: skip
+        self.overshoot = Gauge(
+            "budget_overshoot_micros", "What was realised beyond a cap", ("campaign_id",),
+            namespace=name, registry=registry, multiprocess_mode="mostrecent",
+        )  # fmt: skip
+        self.snapshot_age = Gauge(
+            "snapshot_age_seconds", "Age of the features", namespace=name, registry=registry,
+            multiprocess_mode="mostrecent",
+        )  # fmt: skip
+        self.load_failures = Counter(
+            "load_failures", "Models and snapshots that were refused", ("what",), namespace=name,
+            registry=registry,
+        )  # fmt: skip
+        self.clock_steps_back = Counter(
+            "clock_steps_back", "The clock went back by more than a second", namespace=name,
+            registry=registry,
+        )  # fmt: skip
+        self._steps = 0
+
+    def answered(self, route: str, status: int, seconds: float, rows: int) -> None:
+        """Count an answer; `route` is the template."""
+        self.request_seconds.labels(route, str(status)).observe(seconds)
+        if rows:
+            self.rows.labels(route).inc(rows)
+
+    def decided(self, reasons: Mapping[str, int], model_version: str) -> None:
+        for reason, count in reasons.items():
+            self.reasons.labels(reason, model_version).inc(count)
+
+    def clock_steps(self, so_far: int) -> None:
+        if so_far > self._steps:
+            self.clock_steps_back.inc(so_far - self._steps)
+            self._steps = so_far
+
+    def text(self) -> bytes:
+        """All metrics, of all workers where there are several."""
+        if os.environ.get(FOLDER):
+            everyone = CollectorRegistry()
+            MultiProcessCollector(everyone)  # type: ignore[no-untyped-call]
+            return generate_latest(everyone)
+        return generate_latest(self.registry)
+
+
+def empty_folder(folder: Path) -> None:
+    """Make the folder of several workers' metrics, without those of an earlier run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.db"):
+        old.unlink(missing_ok=True)
