@@ -80,7 +80,9 @@ def test_every_decision_adds_up(training: Training) -> None:
     found = training.explanation.decisions
     assert len(found) == 20
     assert {offer for offer, _ in found} <= {"c5", "tote"}
-    effects = training.evaluation.chosen.bundle.calibrated_effects.predict(training.models.test.X, 1)
+    effects = training.evaluation.chosen.bundle.calibrated_effects.predict(
+        training.models.test.X, 1
+    )
     for offer, why in found:
         total = why.base + sum(amount for _, _, amount in why.top) + why.others
         assert total == pytest.approx(why.effect, abs=1e-6)
