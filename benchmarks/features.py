@@ -4,6 +4,9 @@ The peers compute twenty features that anybody would write by hand; ours compute
 catalogue these lines can give, through the same door as training and scoring. Every way runs in a
 process of its own on the same Parquet file and reports its seconds and peak memory.
 
+With `--full` a second table shows how our cost grows with the lines: 1 and 10 million, and as many
+as `--rows` says.
+
 Usage: python -m benchmarks.features --way sql --lines 1000000
 """
 
@@ -263,9 +266,17 @@ def measure(way: str, path: Path) -> dict[str, Any]:
     started, busy = time.perf_counter(), time.process_time()
     found = catalogue(path, parts) if ours else WAYS[way][1](path)
     seconds, cpu = time.perf_counter() - started, time.process_time() - busy
+    whole = {"seconds": seconds, "cpu": cpu}
     if ours:
         seconds, cpu = parts.pop("catalogue"), parts.pop("catalogue, CPU")
-    return {"seconds": seconds, "cpu": cpu, "peak": peak_memory(), "sums": found, "parts": parts}
+    return {
+        "seconds": seconds,
+        "cpu": cpu,
+        "peak": peak_memory(),
+        "sums": found,
+        "parts": parts,
+        "whole": whole,
+    }
 
 
 def check(results: dict[str, dict[str, Any]]) -> None:
@@ -278,7 +289,8 @@ def check(results: dict[str, dict[str, Any]]) -> None:
 
 
 def run(options: Options, lines: int | None = None) -> str:
-    """The suite's table."""
+    """The suite's tables; the second only with `full`."""
+    full = options.full and lines is None
     lines = lines or (FULL if options.full else LINES)
     make_lines(FOLDER / f"lines-{lines}", lines)
     results = {way: apart("features", way, lines, WAYS[way][0]) for way in WAYS}
@@ -299,10 +311,10 @@ def run(options: Options, lines: int | None = None) -> str:
         [f"  before it: {part}", f"{seconds / peer:.1f}", f"{seconds:.2f}", "", ""]
         for part, seconds in ours["parts"].items()
     ]
-    whole = ours["seconds"] + sum(ours["parts"].values())
+    whole = ours["whole"]["seconds"]
     rows.append(["  all of it, from the file", f"{whole / peer:.1f}", f"{whole:.2f}", "", ""])
     computed = int(ours["sums"]["features"])
-    return text_table(
+    table = text_table(
         f"Features: {lines:,} order lines of {lines // 20:,} customers, one moment",
         ("way", "times Polars", "seconds", "CPU seconds", "peak GiB"),
         rows,
@@ -314,6 +326,40 @@ def run(options: Options, lines: int | None = None) -> str:
             f"({', '.join(SAME)}; SQL, Polars and pandas: all 20).",
             "Seconds without imports; CPU seconds, of all threads, drift less on a busy machine.",
         ),
+    )
+    if not full:
+        return table
+    sizes = sorted({LINES, FULL, options.rows} - {0})
+    found = {n: ours if n == lines else _ours(n) for n in sizes}
+    return f"{table}\n\n{growth(found)}"
+
+
+def _ours(lines: int) -> dict[str, Any]:
+    make_lines(FOLDER / f"lines-{lines}", lines)
+    return apart("features", "catalogue", lines, f"{WAYS['catalogue'][0]}, {lines:,} lines")
+
+
+def growth(found: dict[int, dict[str, Any]]) -> str:
+    """The cost of ours by the number of lines."""
+    rows = []
+    for lines, r in found.items():
+        millions = lines / 1e6
+        rows.append(
+            [
+                f"{lines:,}",
+                f"{r['cpu']:.1f}",
+                f"{r['cpu'] / millions:.2f}",
+                f"{r['whole']['cpu']:.1f}",
+                f"{r['whole']['cpu'] / millions:.2f}",
+                f"{r['whole']['seconds']:.1f}",
+                f"{r['peak'] / 1e9:.2f}",
+            ]
+        )
+    return text_table(
+        "Ours by the number of lines: CPU seconds of the catalogue, and of all from the file",
+        ("lines", "catalogue", "a million", "all", "a million", "seconds", "peak GB"),
+        rows,
+        ("One customer for twenty lines; all: read and checked, lines worked out, values fitted.",),
     )
 
 

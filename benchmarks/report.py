@@ -25,7 +25,7 @@ class Options:
     Of learners, experiments and scale: `rows` and `repeats` (seeds, or random halves; 0: the
     suite's own), `worlds` (simulated worlds or experiments; none: all), `keep`: a folder where
     parts that are done are kept, so that a run can be taken up again; `data`: a folder with the
-    real experiments.
+    real experiments. Of features, with `full`: `rows` is a further number of lines.
     """
 
     config: str = "configs/demo.yaml"

@@ -46,7 +46,7 @@ class Workbench:
         return utc_offsets(self.config.timezone, first, last)
 
     def _years(self) -> tuple[int, int]:
-        years = []
+        years: list[int] = []
         for name, time in TIMES.items():
             table = getattr(self.tables, name)
             if name == "transactions" and self.tables.store is not None:
