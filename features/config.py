@@ -29,6 +29,7 @@ from features.config_base import TIERS as TIERS
 from features.config_base import Constant, Moment, Section, Share, later, utc
 from features.config_base import Id as Id
 from features.config_decisions import ContactConfig as ContactConfig
+from features.config_decisions import LimitConfig as LimitConfig
 from features.config_decisions import OfferConfig as OfferConfig
 from features.config_decisions import PolicyConfig as PolicyConfig
 from features.config_decisions import Trigger

@@ -8,15 +8,18 @@ import hmac
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 import numpy as np
 import numpy.typing as npt
 
-from features.config import Config
+from features.config import Config, LimitConfig
+from features.errors import ConfigError
 from serving.population import Population
 from serving.salt import Salt
 from uplift.bundle import ScoringBundle
 from uplift.data import BoolArray, FloatArray
+from uplift.limits import Limit
 from uplift.policy import Decisions, Reason, Shares, decide
 
 Texts = npt.NDArray[np.object_]
@@ -41,6 +44,12 @@ class Campaign:
     budget: float | None
     min_profit: float
     version: str
+    arms: tuple[str, ...] = ()
+    dates: tuple[tuple[datetime | None, datetime | None], ...] = ()
+    """(K,) from when and until when each coupon is offered, naive UTC."""
+    stock: tuple[int | None, ...] = ()
+    """(K,) pieces that may still be offered; None: no limit."""
+    limits: tuple[LimitConfig, ...] = ()
 
     @classmethod
     def of(cls, config: Config, bundle: ScoringBundle, window_id: int = 0) -> Campaign:
@@ -51,6 +60,7 @@ class Campaign:
         silent = any(active) and not any(kept)
         days = tuple(ours[arm].valid_days if arm in ours else 0 for arm in bundle.arms)
         policy = config.policy
+        known = [ours.get(arm) for arm in bundle.arms]
         return cls(
             campaign_id=config.name,
             window_id=window_id,
@@ -64,8 +74,32 @@ class Campaign:
             ),
             budget=policy.budget,
             min_profit=policy.min_incremental_profit,
-            version=config_digest(config, ("offers", "policy", "contact"))[:8],
+            version=config_digest(config, ("offers", "policy", "contact", "triggers"))[:8],
+            arms=bundle.arms,
+            dates=tuple(
+                (None, None) if o is None else (_naive(o.valid_from), _naive(o.valid_until))
+                for o in known
+            ),
+            stock=tuple(None if o is None else o.stock for o in known),
+            limits=tuple(policy.limits),
         )
+
+    def offered_at(self, moment: datetime) -> BoolArray:
+        """(K,) arms that may be sent at a moment."""
+        now = _naive(moment)
+        assert now is not None
+        in_date = [
+            (start is None or start <= now) and (end is None or now < end)
+            for start, end in self.dates or [(None, None)] * len(self.offered)
+        ]
+        found: BoolArray = np.logical_and(self.offered, in_date)
+        return found
+
+    @property
+    def in_stock(self) -> BoolArray:
+        """(K,) arms of which a piece is left."""
+        stock = self.stock or (None,) * len(self.offered)
+        return np.array([left != 0 for left in stock], dtype=bool)
 
     def worth(self, reward: FloatArray) -> FloatArray:
         """(n, K) the profit to decide by: below any threshold where the policy sends nothing."""
@@ -95,6 +129,7 @@ def pre_reasons(
     response: FloatArray,
     consent: BoolArray,
     capped: BoolArray,
+    eligible: BoolArray | None = None,
 ) -> Texts:
     """(n,) the first reason before randomisation that comes from the customer alone, or None."""
     usable = np.isfinite(reward).all(axis=1) & np.isfinite(cost).all(axis=1)
@@ -103,16 +138,25 @@ def pre_reasons(
     reason = np.full(len(reward), None, dtype=object)
     # In reverse order of precedence: a later line overwrites an earlier one.
     reason[capped] = Reason.CONTACT_CAP
+    if eligible is not None:
+        reason[~eligible] = Reason.NOT_ELIGIBLE
     reason[~consent] = Reason.NO_CONSENT
     reason[~usable] = Reason.SCORING_UNAVAILABLE
     return reason
 
 
 def decide_all(population: Population, campaign: Campaign, salt: Salt) -> Decisions:
-    """Decide for everyone under the campaign's budget, as of the population's moment."""
+    """Decide for everyone under the campaign's budget and limits, as of the population's moment."""
     scores = population.scores
     reward, cost = _double(scores.reward), _double(scores.cost)
     moment = np.datetime64(population.as_of.replace(tzinfo=None), "us")
+    left = population.open_at(moment)
+    reasons = pre_reasons(
+        reward, cost, _double(scores.response), left.consent, left.free_at > moment, left.eligible
+    )
+    if population.quiet_until is not None:
+        quiet = population.quiet_until > moment
+        reasons[quiet & (reasons == None)] = Reason.QUIET_HOURS  # noqa: E711
     return decide(
         population.customer_id.astype(str).tolist(),
         campaign.worth(reward),
@@ -123,15 +167,65 @@ def decide_all(population: Population, campaign: Campaign, salt: Salt) -> Decisi
         window_id=campaign.window_id,
         budget=campaign.budget,
         min_profit=campaign.min_profit,
-        offered=np.array(campaign.offered, dtype=bool),
-        pre_reasons=pre_reasons(
-            reward,
-            cost,
-            _double(scores.response),
-            population.consent,
-            population.free_at > moment,
-        ),
+        eligible=None if population.arms is None else left.arms,
+        offered=campaign.offered_at(population.as_of),
+        in_stock=campaign.in_stock,
+        limits=limits_of(campaign, population),
+        pre_reasons=reasons,
     )
+
+
+def limits_of(campaign: Campaign, population: Population) -> list[Limit]:
+    """The limits besides the budget: stock of each coupon, and what policy.limits names.
+
+    Raises ConfigError for a limit on a coupon or a channel that no offer of the model has.
+    """
+    k = len(campaign.offered)
+    limits = [
+        Limit(f"stock of {arm}", np.eye(k)[i : i + 1], float(left))
+        for i, (arm, left) in enumerate(zip(campaign.arms, campaign.stock, strict=False))
+        if left is not None and left > 0
+    ]
+    for given in campaign.limits:
+        where = f"policy.limits.{given.name}"
+        columns = np.ones((1, k))
+        if given.coupons:
+            _require(f"{where}.coupons", given.coupons, campaign.arms)
+            columns = np.array([[float(arm in given.coupons) for arm in campaign.arms]])
+        uses = columns * _double(population.scores.cost) if given.of == "cost" else columns
+        rules = population.arms
+        if given.who is not None:
+            if rules is None or given.name not in rules.who:
+                raise ConfigError(
+                    f"{where}.who",
+                    expected="a population that was made with this limit",
+                    found="one without it",
+                    remedy="Build the snapshot again: python -m serving snapshot --config ...",
+                )
+            uses = uses * rules.who[given.name][:, None]
+        if given.channels:
+            names = () if rules is None else rules.channels
+            _require(f"{where}.channels", given.channels, names)
+            assert rules is not None
+            codes = [names.index(name) for name in given.channels]
+            uses = uses * np.isin(rules.channel, codes)
+        limits.append(Limit(given.name, np.nan_to_num(uses), given.most))
+    return limits
+
+
+def _require(where: str, given: Sequence[str], known: Sequence[str]) -> None:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ConfigError(
+            where,
+            expected=f"names of offers ({', '.join(known) or 'there are none'})",
+            found=unknown[0],
+            remedy="Mend the limit, or name it in offers.",
+        )
+
+
+def _naive(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 
 def decision_ids(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,33 @@ import numpy.typing as npt
 import pandas as pd
 
 from features.build import build_features
-from features.config import CONTROL, ID_PATTERN, Config
+from features.config import ID_PATTERN, Config
+from features.contact import FOREVER as FOREVER
+from features.contact import NEVER as NEVER
+from features.contact import Times, caps_free_at, consented, quiet_at, unsubscribed_channels
 from features.errors import DataError
 from features.frozen import FrozenValues
 from features.labels import LABEL_FEATURES, labels
 from features.segments import SEGMENT_FEATURES, segments
+from features.send_times import SendTimes
 from features.sources import open_source
-from features.spine import all_customers, naive_utc, seen_before
+from features.spine import all_customers, naive_utc
 from features.tables import Tables
+from serving.arms import (
+    ArmRules,
+    Openness,
+    arm_rules,
+    best_hours,
+    channels_of,
+    open_arms,
+    refuse_rules,
+)
 from uplift.bundle import Scores, ScoringBundle
 from uplift.data import BoolArray, Float32Array, FloatArray
 
 Ids = npt.NDArray[np.bytes_]
-Times = npt.NDArray[np.datetime64]
 
 RFM = ("recency_days", "order_days_365d", "spend_365d")
-NEVER = np.datetime64("NaT", "us")
-FOREVER = np.datetime64("9999-12-31", "us")
 
 
 @dataclass(frozen=True)
@@ -66,8 +76,11 @@ class Population:
     tier, stage  segments; missing without transactions
     labels       names of features.labels that hold, separated by commas; missing likewise
     rfm          (n, 3) recency_days, order_days_365d, spend_365d; NaN where unknown
-    consent      (n,) may be contacted
+    consent      (n,) may be contacted, whatever the channel
     free_at      (n,) when the contact caps let the next offer through, UTC; NaT: no cap is reached
+    arms         what rules leave of each arm; None without such rules
+    quiet_until  (n,) when the quiet hours end, where decisions are sent at once; NaT: now
+    hours        when to write to each customer, where that is asked for
     """
 
     as_of: datetime
@@ -85,9 +98,25 @@ class Population:
     data_digest: str = ""
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    arms: ArmRules | None = None
+    quiet_until: Times | None = None
+    hours: SendTimes | None = None
 
     def __len__(self) -> int:
         return len(self.customer_id)
+
+    def open_at(
+        self, moment: np.datetime64, rows: Any = slice(None), *, entering: bool = True
+    ) -> Openness:
+        """What a moment leaves of these customers and of each arm; see `arms.open_arms`."""
+        return open_arms(
+            None if self.arms is None else self.arms.rows(rows),
+            np.asarray(self.consent[rows]),
+            np.asarray(self.free_at[rows]),
+            self.scores.reward.shape[1],
+            moment,
+            entering=entering,
+        )
 
     def find(self, ids: Sequence[str]) -> tuple[npt.NDArray[np.int64], BoolArray]:
         """(m,) row of each id, and whether it is known (the row of an unknown id means nothing)."""
@@ -135,6 +164,14 @@ def from_tables(
         label = labels(frame, stage, frozen, churn)["labels"]
         rfm = frame[list(RFM)].to_numpy(dtype=np.float64, na_value=np.nan)
     X = bundle.schema.encode(frame)[order]
+    churned = values["churn"].astype(np.float64) if "churn" in values else None
+    rules = arm_rules(tables, spine, bundle.arms, config, frozen, churned)
+    hours = best_hours(tables, spine, config)
+    quiet = None
+    if config.contact.send == "immediate":
+        quiet = quiet_at(tables, ids, as_of, config)[1][order]
+    # With channels, who unsubscribed from one may still be reached by another.
+    one = unsubscribed_channels(tables, as_of)["event_id"] if channels_of(config) else None
     return Population(
         as_of=_aware(as_of),
         customer_id=_bytes(ids)[order],
@@ -145,12 +182,15 @@ def from_tables(
         stage=Labels.of(np.asarray(stage, dtype=object)[order]),
         labels=Labels.of(np.asarray(label, dtype=object)[order]),
         rfm=rfm[order],
-        consent=consented(tables, ids, as_of, config)[order],
+        consent=consented(tables, ids, as_of, config, one)[order],
         free_at=caps_free_at(tables, ids, as_of, config)[order],
         simulated=tables.simulated,
         data_digest=tables.digest,
         missing=tuple(n for n in built.missing if n in names),
         notes=tables.notes,
+        arms=None if rules is None else rules.rows(order),
+        quiet_until=quiet,
+        hours=None if hours is None else hours.rows(order),
     )
 
 
@@ -163,6 +203,7 @@ def from_features(
     need a source and are not looked at. Raises DataError for a file that cannot be used.
     """
     where = f"--features {path}"
+    refuse_rules(config, where)
     if bundle.features["names"]:
         raise DataError(
             where,
@@ -233,63 +274,6 @@ def _read(path: Path, where: str) -> pd.DataFrame:
             found=type(error).__name__,
             remedy="Name a file that exists, with the suffix .parquet or .csv.",
         ) from None
-
-
-def consented(tables: Tables, ids: pd.Series[Any], as_of: datetime, config: Config) -> BoolArray:
-    """(n,) consent: the customers table's, and contact.assume_consent where it says nothing.
-
-    A customer who unsubscribed, or whose consent is refused in the table, stays refused: nothing
-    overrides a refusal.
-    """
-    consent = np.full(len(ids), config.contact.assume_consent)
-    if tables.customers is not None and "marketing_consent" in tables.customers.columns:
-        rows = tables.customers.select("customer_id", "marketing_consent").to_pyarrow().to_pandas()
-        said = rows.set_index("customer_id")["marketing_consent"].astype("boolean")
-        said = said.groupby(level=0).min()
-        consent = (
-            said.reindex(ids.to_numpy()).fillna(config.contact.assume_consent).to_numpy(dtype=bool)
-        )
-    if tables.events is not None:
-        events = tables.events
-        left = events.filter(
-            seen_before(events.occurred_at, naive_utc(as_of)), events.type == "unsubscribed"
-        )
-        gone = left.select("customer_id").distinct().to_pyarrow()["customer_id"].to_pylist()
-        consent &= ~ids.isin(gone).to_numpy()
-    return consent
-
-
-def caps_free_at(tables: Tables, ids: pd.Series[Any], as_of: datetime, config: Config) -> Times:
-    """(n,) when contact.overall lets the next offer through; NaT where no cap is reached.
-
-    With at most m offers in N days, that is N * 86,400 s after the m-th newest offer.
-    """
-    free = pd.Series(NEVER, index=ids.to_numpy(), dtype="datetime64[us]")
-    caps = {int(window[:-1]): most for window, most in config.contact.overall.items()}
-    if any(most <= 0 for most in caps.values()):
-        return np.full(len(ids), FOREVER)
-    if tables.exposures is None or not caps:
-        return free.to_numpy()
-    moment = naive_utc(as_of)
-    exposures = tables.exposures
-    offers = (
-        exposures.filter(
-            seen_before(exposures.assigned_at, moment),
-            exposures.assigned_at > moment - timedelta(days=max(caps)),
-            exposures.arm != CONTROL,
-        )
-        .select("customer_id", "assigned_at")
-        .to_pyarrow()
-        .to_pandas()
-        .sort_values("assigned_at", ascending=False, kind="stable")
-    )
-    newest = offers.groupby("customer_id").cumcount()
-    for days, most in caps.items():
-        nth = offers[newest == most - 1].set_index("customer_id")["assigned_at"]
-        until = (nth + timedelta(days=days)).astype("datetime64[us]").reindex(free.index)
-        until = until.where(until > moment)
-        free = free.where(until.isna() | (free > until), until)
-    return free.to_numpy(dtype="datetime64[us]")
 
 
 def _bytes(ids: pd.Series[Any]) -> Ids:

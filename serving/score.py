@@ -28,6 +28,9 @@ from uplift.policy import Decisions
 METADATA = b"persuadables"
 SIMULATED = "The shop is simulated: no real customer stands behind these rows."
 SUFFIXES = (".parquet", ".csv")
+# Beyond this share of one arm, or below this benefit of old against new customers, a note is made.
+ONE_ARM = 0.9
+OLD_TO_NEW = 0.8
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,11 @@ def write_decisions(
         "gap": certificate.gap,
         "exploration_cost": certificate.exploration_spend,
         "shares": vars(made.shares),
+        "limits": [use._asdict() for use in made.used],
+        "expected_cost_by_coupon": {
+            arm: float(made.expected_cost[made.is_offer & (made.arm == code)].sum())
+            for code, arm in enumerate(model.bundle.arms, 1)
+        },
         "policy": model.bundle.policy,
         "model_name": model.name,
         "model_version": model.version,
@@ -166,7 +174,25 @@ def decisions_table(
         "is_exploration": pa.array(made.is_exploration),
         "model_version": pa.array([model.version] * n, pa.string()),
     }
-    return pa.table(columns)
+    return pa.table(columns | _advice(population, made))
+
+
+def _advice(population: Population, made: Decisions) -> dict[str, pa.Array]:
+    """Columns that stand only where the configuration asks for them: trigger rules that fired,
+    and by which channel and when to send."""
+    columns: dict[str, pa.Array] = {}
+    rules, hours = population.arms, population.hours
+    if rules is not None and rules.fired is not None:
+        columns["rules_fired"] = pa.array(rules.fired.tolist(), pa.string())
+    if rules is not None and rules.channels:
+        names = np.array([*rules.channels, None], dtype=object)
+        code = rules.channel[np.arange(len(population)), made.arm - 1]
+        columns["channel"] = pa.array(names[np.where(made.is_offer, code, -1)], pa.string())
+    if hours is not None:
+        columns["send_weekday"] = pa.array(hours.weekday)
+        columns["send_hour"] = pa.array(hours.hour)
+        columns["send_basis"] = pa.array(hours.bases().tolist(), pa.string())
+    return columns
 
 
 def _notes(population: Population, campaign: Campaign, made: Decisions) -> list[str]:
@@ -178,9 +204,33 @@ def _notes(population: Population, campaign: Campaign, made: Decisions) -> list[
         notes.append(
             f"explored a share of {used:g} in place of {wished:g}: more might pass the budget"
         )
+    offers = np.bincount(made.arm[made.is_offer], minlength=2)[1:]
+    if len(offers) > 1 and offers.max() > ONE_ARM * offers.sum():
+        notes.append(
+            f"one coupon, {campaign.arms[int(offers.argmax())]}, takes more than {ONE_ARM:.0%} of "
+            "the offers"
+        )
+    notes += _dual_track(population, made)
     if campaign.sends_nothing:
         notes.append("no policy was shown to earn its cost, so nothing is sent")
     return notes
+
+
+def _dual_track(population: Population, made: Decisions) -> list[str]:
+    """A warning where an offer to customers who bought before is expected to bring less than 0.8 of
+    what one to new customers brings."""
+    tier = population.tier.texts()
+    new = made.is_offer & (tier == "prospect")
+    old = made.is_offer & (tier != "prospect") & (population.tier.codes > 0)
+    if not (new.any() and old.any()):
+        return []
+    means = [float(made.expected_incremental_profit[some].mean()) for some in (old, new)]
+    if means[0] >= OLD_TO_NEW * means[1]:
+        return []
+    return [
+        f"an offer to old customers is expected to bring {means[0]:.2f}, under {OLD_TO_NEW:g} of "
+        f"the {means[1]:.2f} of one to new customers"
+    ]
 
 
 def summary(written: DecisionsFile) -> str:
@@ -199,6 +249,10 @@ def summary(written: DecisionsFile) -> str:
         "offers, as predicted; within "
         f"{m['gap']:,.2f} {money} of the best allocation",
         f"shadow price       {m['shadow_price']:.4f} {money} per {money} of budget",
+        *(
+            f"limit {limit['name']}: {limit['used']:,.2f} of {limit['most']:,.2f}"
+            for limit in m["limits"]
+        ),
         "reasons            "
         + ", ".join(f"{reason} {count:,}" for reason, count in m["reasons"].items()),
     ]

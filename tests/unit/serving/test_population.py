@@ -8,17 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from features.contact import FOREVER, caps_free_at, consented
 from features.errors import DataError
 from features.sources import open_source
 from features.tables import Tables
-from serving.population import (
-    FOREVER,
-    Labels,
-    caps_free_at,
-    consented,
-    from_features,
-    from_source,
-)
+from serving.population import Labels, from_features, from_source
 from serving.score import write_decisions
 from tests.unit.serving.small_shop import (
     AS_OF,
