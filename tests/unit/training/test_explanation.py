@@ -33,14 +33,20 @@ def training(folder: Path) -> Training:
 
 
 def test_the_rule_of_the_shop_is_said(training: Training, folder: Path) -> None:
-    """c5 brings 1.5 where x1 > 0 and costs .05 elsewhere; tote brings nothing."""
+    """c5 brings 1.5 where x1 > 0 and costs .05 everywhere; tote brings nothing."""
     found = training.explanation
     best = max(found.segments, key=lambda s: -1.0 if s.effect is None else s.effect.value)
     assert best.offer == "c5"
-    assert any(c.startswith("x1 above") for c in best.conditions)
+    (above,) = [c for c in best.conditions if c.startswith("x1 above")]
+    cut = float(above.split()[-1])
+    assert abs(cut) < 0.3
+    X = training.models.test.X
+    x1 = X[:, 1]
     assert best.effect is not None
-    assert best.effect.lo < 1.45 < best.effect.hi
-    assert found.value.gain.lo < 0.5 * 1.45 < found.value.gain.hi
+    assert best.effect.lo < 1.5 * np.mean(x1[x1 > cut] > 0) - 0.05 < best.effect.hi
+    sent = found.tree.choice(X)
+    truth = 1.5 * np.mean((sent == 1) & (x1 > 0)) - 0.05 * np.mean(sent > 0)
+    assert found.value.gain.lo < truth < found.value.gain.hi
     told = summary(training, wide_config(folder))
     for segment in found.segments:
         assert segment.sentence in told
