@@ -99,7 +99,7 @@ class Campaigns:
             "created_at": now,
             "updated_at": now,
         }
-        if connection.execute(statement, row).rowcount != 1:
+        if connection.execute(statement.returning(campaigns.c.campaign_id), row).first() is None:
             return False
         connection.execute(
             insert(campaign_budget),

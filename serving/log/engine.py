@@ -104,7 +104,8 @@ def translated() -> Iterator[None]:
     except OperationalError as error:
         raise LogUnavailable(type(error.orig).__name__) from error
     except DBAPIError as error:
-        if error.connection_invalidated or isinstance(error.orig, sqlite3.DatabaseError):
+        # "file is not a database", and nothing more special, is of this very class
+        if error.connection_invalidated or type(error.orig) is sqlite3.DatabaseError:
             raise LogUnavailable(type(error.orig).__name__) from error
         raise
 

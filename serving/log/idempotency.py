@@ -70,7 +70,7 @@ def keep(
                 index_elements=list(key), set_=rest, where=table.c.stored_at <= now - KEPT
             )
         )
-        if connection.execute(statement).rowcount != 1:
+        if connection.execute(statement.returning(table.c.stored_at)).first() is None:
             lost.add(once.name)
     return lost
 
