@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -117,7 +118,15 @@ def test_mlflow_holds_runs_metrics_with_intervals_and_the_registered_bundle(
     figures = {f.path for f in client.list_artifacts(parent.info.run_id, "figures")}
     assert {"figures/qini_over_cost.png", "figures/uplift_by_decile.png"} <= figures
     artifacts = {f.path for f in client.list_artifacts(parent.info.run_id)}
-    assert {"data_quality.html", "feature_profile.json"} <= artifacts
+    assert {"data_quality.html", "feature_profile.json", "gate.json", "story.md"} <= artifacts
+    assert {"figures/gate.png", "figures/qini.png", "figures/toc.png"} <= figures
+    assert "## Leaderboard" in parent.data.tags["mlflow.note.content"]
+    assert len(parent.data.tags["gate.test_rows_digest"]) == 64
+    for r in learners:
+        for name in ("autoc", "qini", "uplift_at_30", "effect_calibration_slope"):
+            ends = [r.data.metrics[f"{name}{end}"] for end in ("_lo", "", "_hi")]
+            assert ends == sorted(ends)
+        assert any(m.startswith("paper_") for m in r.data.metrics)
     assert parent.data.metrics["data_errors"] == 0
     # Everybody whom the scorer scores, as of the training: of the same data, nothing drifted.
     profile = client.download_artifacts(parent.info.run_id, "feature_profile.json", str(workplace))
@@ -130,6 +139,58 @@ def test_mlflow_holds_runs_metrics_with_intervals_and_the_registered_bundle(
     assert drifts["customers"] == drifts["reference"]["customers"]
     version = client.get_model_version_by_alias("demo-small", "challenger")
     assert len(version.tags["bundle_sha256"]) == 64
+
+
+def test_promote_shows_overrides_and_records(
+    workplace: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On a copy of the store: the other tests serve what the gate chose."""
+    from mlflow.tracking import MlflowClient
+
+    shutil.copytree(workplace / "mlruns", tmp_path / "mlruns")
+    shutil.copytree(workplace / "configs", tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    held = str(client.get_model_version_by_alias("demo-small", "champion").version)
+    refused = str(client.get_model_version_by_alias("demo-small", "challenger").version)
+    assert held != refused, "so small an experiment shows nothing"
+
+    def command(*flags: str) -> tuple[int, str]:
+        code = main(["promote", "--config", "configs/demo-small.yaml", *flags])
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return code, said.out + said.err
+
+    code, told = command()
+    assert code == 0
+    assert f"challenger version {refused}" in told
+    assert "steps failed" in told
+    assert "against no offer" in told
+    for flags, message in [
+        (("--by", "Ada"), "expected a name and a reason"),
+        (("--by", "Ada", "--reason", "x", "--version", "99"), "found '99'"),
+        (("--by", "Ada", "--reason", "x", "--version", "champion"), "the number of a version"),
+        (("--by", "Ada", "--reason", "x", "--rollback"), "took the place of another"),
+        (("--set", "name=nobody"), "a registered model 'nobody'"),
+    ]:
+        code, told = command(*flags)
+        assert (code, len(told.strip().splitlines())) == (2, 1), told
+        assert message in told
+    assert command("--by", "Ada", "--reason", "a trial")[0] == 0
+    version = client.get_model_version_by_alias("demo-small", "champion")
+    assert str(version.version) == refused
+    assert (version.tags["promoted.by"], version.tags["promoted.reason"]) == ("Ada", "a trial")
+    assert version.tags["promoted.over"] == held
+    assert "promoted by Ada" in command()[1]
+    assert "champion already" in command("--by", "Ada", "--reason", "again")[1]
+    assert command("--by", "Ada", "--reason", "it lost", "--rollback")[0] == 0
+    version = client.get_model_version_by_alias("demo-small", "champion")
+    assert str(version.version) == held
+    assert [p["by"] for p in json.loads(version.tags["promotions"])] == ["gate", "Ada"]
 
 
 def test_pyfunc_command_and_http_agree_to_the_last_bit(
@@ -206,9 +267,17 @@ def test_bad_configuration_ends_with_two_and_one_message(
 
 
 def _bundle_folder(workplace: Path) -> Path:
-    folders = [p.parent for p in (workplace / "mlruns").rglob("bundle/manifest.json")]
-    assert len(folders) == 1
-    return folders[0]
+    """The champion's bundle, which its version's tag names."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{workplace}/mlruns/mlflow.db")
+    sha256 = client.get_model_version_by_alias("demo-small", "champion").tags["bundle_sha256"]
+    (folder,) = [
+        path.parent
+        for path in (workplace / "mlruns").rglob("bundle/manifest.json")
+        if hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+    ]
+    return folder
 
 
 def _through_pyfunc(workplace: Path, frame: pd.DataFrame) -> pd.DataFrame:
@@ -217,7 +286,7 @@ def _through_pyfunc(workplace: Path, frame: pd.DataFrame) -> pd.DataFrame:
     code = (
         "import mlflow, pandas as pd\n"
         "mlflow.set_tracking_uri('sqlite:///mlruns/mlflow.db')\n"
-        "model = mlflow.pyfunc.load_model('models:/demo-small@challenger')\n"
+        "model = mlflow.pyfunc.load_model('models:/demo-small@champion')\n"
         "frame = pd.read_parquet('frame.parquet')\n"
         "model.predict(frame).to_parquet('scored.parquet')\n"
     )

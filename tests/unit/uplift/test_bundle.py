@@ -18,6 +18,7 @@ import pytest
 from tests.unit.uplift.small_bundle import OFFERS, make_bundle
 from uplift import bundle as bundle_module
 from uplift.bundle import GOLDEN_ROWS, MANIFEST, Money, ScoringBundle, load_bundle
+from uplift.calibration import ArmCalibration, Calibration
 from uplift.data import Float32Array
 from uplift.errors import BundleError
 from uplift.offers import parse_offers
@@ -286,3 +287,41 @@ def test_a_bundle_without_golden_rows(
     bundle, _ = made
     replace(bundle, golden=None).save(tmp_path / "none")
     assert load_bundle(tmp_path / "none").golden.shape == (0, 3)
+
+
+CALIBRATION = Calibration(
+    (ArmCalibration("linear", (), (0.1, 0.5)), ArmCalibration("isotonic", (0.0, 0.5), (-0.2, 0.3)))
+)
+
+
+def test_calibrated_effects_are_what_is_scored_saved_and_loaded(
+    made: tuple[ScoringBundle, Float32Array], tmp_path: Path
+) -> None:
+    plain, X = made
+    bundle = replace(plain, effect_calibration=CALIBRATION)
+    raw, scores = bundle.effects.predict(X, 1), bundle.score(X, 1)
+    np.testing.assert_array_equal(scores.cate[:, 0], (0.1 + 0.5 * raw[:, 0]).astype(np.float32))
+    assert set(np.unique(scores.cate[:, 1])) == {np.float32(-0.2), np.float32(0.3)}
+    np.testing.assert_array_equal(scores.reward, scores.cate)  # the outcome is the profit
+    assert not np.array_equal(scores.cost, plain.score(X, 1).cost), "costs rest on the effects"
+    saved = bundle.save(tmp_path / "one")
+    loaded = load_bundle(tmp_path / "one", saved.sha256)
+    assert loaded.effect_calibration == CALIBRATION
+    assert same_scores(bundle, loaded, X)
+    assert same_scores(replace(loaded, effect_calibration=None), plain, X)
+
+
+def test_a_bundle_from_before_calibration_is_read(
+    made: tuple[ScoringBundle, Float32Array], folder: Path
+) -> None:
+    rewrite(folder, lambda manifest: manifest.pop("effect_calibration"))
+    assert same_scores(load_bundle(folder), made[0], made[1])
+
+
+def test_a_damaged_calibration_is_refused(folder: Path) -> None:
+    def damage(manifest: dict[str, Any]) -> None:
+        manifest["effect_calibration"] = [{"kind": "cubic", "at": [], "value": [1.0]}] * 2
+
+    rewrite(folder, damage)
+    with pytest.raises(BundleError, match="damaged calibration of kind 'cubic'"):
+        load_bundle(folder)

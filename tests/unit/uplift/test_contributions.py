@@ -14,6 +14,7 @@ import pytest
 from tests.unit.uplift.small_bundle import make_bundle, small_forest
 from uplift.boosting import Binned, Settings
 from uplift.bundle import ScoringBundle
+from uplift.calibration import ArmCalibration, Calibration
 from uplift.contributions import Explainer
 from uplift.data import Float32Array, FloatArray, Schema
 from uplift.effects import BoosterTerm, EffectModel
@@ -46,6 +47,29 @@ def test_they_add_up_to_the_effect(bundle: tuple[ScoringBundle, Float32Array]) -
     values, base = explainer.contributions(X, arm)
     assert values.sum(axis=1) + base == pytest.approx(effects[np.arange(len(X)), arm - 1], abs=1e-6)
     assert np.abs(values).max() > 0.1
+
+
+def test_they_add_up_to_the_calibrated_effect(
+    bundle: tuple[ScoringBundle, Float32Array],
+) -> None:
+    """A straight line scales them; a step function shares what it makes of them, or says that
+    nothing is left of them."""
+    made, X = bundle
+    arm = np.arange(len(X)) % 2 + 1
+    raw, start = Explainer(made.effects, X).contributions(X, arm)
+    steps = ArmCalibration("isotonic", (-5.0, 0.4), (0.1, 0.7))
+    through = Calibration((ArmCalibration("linear", (), (0.2, 0.5)), steps))
+    values, base = Explainer(made.effects, X, through).contributions(X, arm)
+    effects = through(made.effects.predict(X))[np.arange(len(X)), arm - 1]
+    assert values.sum(axis=1) + base == pytest.approx(effects, abs=1e-6)
+    line = arm == 1
+    assert values[line] == pytest.approx(0.5 * raw[line], abs=1e-9)
+    assert base[line] == pytest.approx(0.2 + 0.5 * start[line], abs=1e-9)
+    same = ~line & (through(np.column_stack([start, start]))[:, 1] == effects)
+    assert same.any()
+    assert np.abs(values[same]).max() < 1e-9
+    why = Explainer(made.effects, X, through).why(X[:4], arm[:4], made.schema)
+    assert [w.effect for w in why] == pytest.approx(effects[:4], abs=1e-6)
 
 
 def shapley(tree: dict[str, object], x: FloatArray, d: int) -> FloatArray:
