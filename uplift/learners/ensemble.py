@@ -27,20 +27,22 @@ _STIFF = 1e4
 
 @learner
 class Ensemble(Learner):
-    """Halfway between the plain mean of the learners that were fitted and the best weights.
-
-    The best weights w >= 0, sum w <= 1, over the learners and one constant effect per arm, the
-    same for all arms, minimise the held-out loss (stacking: Wolpert 1992, Breiman 1996; of
-    effects: Nie & Wager 2021)
+    """Weights w >= 0, sum w <= 1, over the learners that were fitted and one constant effect per
+    arm, the same for all arms; what is missing to 1 is no effect at all. They minimise the
+    held-out loss (stacking: Wolpert 1992, Breiman 1996; of effects: Nie & Wager 2021)
 
         sum over arms k and rows i of (Gam_ik - Gam_i0 - sum_j w_j tau_jk(x_i))^2
                                       / (1 / e_k(x_i) + 1 / e_0(x_i))
 
-    with out-of-fold effects tau_j; what is missing to 1 is no effect at all. Scores are noisy, so
-    these weights alone are as often wrong as the plain mean; halfway is better than either.
+    with out-of-fold effects tau_j, drawn towards equal weights for everyone, the constant and no
+    effect: + s^2 / v sum_j (w_j - 1 / M)^2, a ridge with the loss's own noise s^2 and the variance
+    v = (M - 1) / (M^2 (M + 1)) that a weight has where all ways to share 1 among M are alike.
+    Scores are noisy: of few rows the best weights alone are as often wrong as equal ones, and of
+    many rows they are right; so the rows decide how far to go.
 
-    What the mixture gains on constant effects is an estimate too: the mixture is shrunk towards
-    the (shrunken) average effects by max(0, 1 - se^2 / gain^2).
+    What the mixture gains on constant effects is an estimate too: the mixture is shrunk towards the
+    (shrunken) average effects by gain^2 / (gain^2 + se^2), the factor with the least squared error
+    for a gain of that size (Thompson 1968), and to them alone where it gains nothing.
 
     The effects of a fold are weighted by what the rows outside it say, so that no row has a say
     in its own weights.
@@ -80,6 +82,7 @@ def _combined(
     data = problem.data
     members = effects.shape[2]
     gram, target = np.zeros((members + 1, members + 1)), np.zeros(members + 1)
+    noise = counted = 0.0
     held = []
     for k in range(1, data.n_arms + 1):
         rows, contrast, weight = problem.contrast(k)
@@ -90,15 +93,17 @@ def _combined(
         design = np.column_stack([effects[rows, k - 1], np.full(len(rows), average.value)])
         gram += (design * precision[:, None]).T @ design
         target += (design * precision[:, None]).T @ contrast
+        noise += float(precision @ (contrast - average.value) ** 2)
+        counted += float(data.weight[rows].sum())
         held.append((rows, contrast, precision, design, average))
-    equal = np.append(np.full(members, 1 / members), 0.0)
-    weights = (equal + held_out_weights(gram, target)) / 2
+    stiff = noise / counted / variance_of_a_share(members + 2)
+    weights = held_out_weights(gram + stiff * np.eye(members + 1), target + stiff / (members + 2))
     gain = np.zeros(len(part))
     for rows, contrast, precision, design, average in held:
         better = (contrast - average.value) ** 2 - (contrast - design @ weights) ** 2
         gain[rows] += precision / data.weight[rows] * better
     clear = weighted_mean(gain[part], data.weight[part], data.cluster[part])
-    trust = shrinkage(clear) if clear.value > 0 else 0.0
+    trust = clear.value**2 / (clear.value**2 + clear.se**2) if clear.value > 0 else 0.0
     *shares, constant = trust * weights
     constants = [constant * e.value + (1 - trust) * e.value * shrinkage(e) for *_, e in held]
     parts = [m.scaled(w) for m, w in zip(models, shares, strict=True) if w > 0]
@@ -106,6 +111,11 @@ def _combined(
         np.sum([np.array(constants), *(p.constant for p in parts)], axis=0),
         tuple(term for p in parts for term in p.terms),
     )
+
+
+def variance_of_a_share(among: int) -> float:
+    """Of one of `among` shares of 1, drawn evenly from all there are (Dirichlet 1, ..., 1)."""
+    return (among - 1) / (among**2 * (among + 1))
 
 
 def held_out_weights(gram: FloatArray, target: FloatArray) -> FloatArray:
