@@ -233,7 +233,8 @@ def _settle(
             )
     path = quarantine_path(config, table)
     if found:
-        write_quarantine(con, table, originals, raw.rejected, path)
+        part = PART if raw.part else None
+        write_quarantine(con, table, originals, raw.rejected, path, part)
     else:  # those of an earlier run are no longer of this table
         path.unlink(missing_ok=True)
     if not _wrong_type(con, table, fields, found, problems):

@@ -64,25 +64,35 @@ def one_line(text: str, longest: int = LONGEST) -> str:
 
 
 def write_quarantine(
-    con: Any, work: str, originals: list[str], rejected: str | None, path: Path
+    con: Any,
+    work: str,
+    originals: list[str],
+    rejected: str | None,
+    path: Path,
+    part: str | None = None,
 ) -> None:
     """Write the bad rows with their original values as text and their reason, atomically.
 
-    Columns: the originals, then `reason`, `reason_column`, `row_number`; lines that are not valid
-    CSV stand in `csv_line`.
+    Columns: the originals, then `reason`, `reason_column`, `row_number`; of lines that are not
+    valid CSV those of `rejected`, `csv_line` among them. `part`: a column for each of whose values
+    rows are numbered anew.
     """
     taken = {name.lower() for name in RESERVED} | {"csv_line"}
     names = [f"{name}_original" if name.lower() in taken else name for name in originals]
     columns = ", ".join(f"_original[{i + 1}] AS {quote(n)}" for i, n in enumerate(names))
+    rows, number = work, "_row"
+    if part:
+        first = f"SELECT {quote(part)}, min(_row) AS _first FROM {work} GROUP BY 1"
+        rows, number = f"{work} JOIN ({first}) USING ({quote(part)})", "_row - _first + 1"
     query = f"""
         SELECT {columns}, split_part(_reason, ':', 1) AS reason,
-            split_part(_reason, ':', 2) AS reason_column, _row AS row_number
-        FROM {work} WHERE _reason IS NOT NULL"""
+            split_part(_reason, ':', 2) AS reason_column, {number} AS row_number
+        FROM {rows} WHERE _reason IS NOT NULL"""
     if rejected:
         query += f"""
         UNION ALL BY NAME
         SELECT 'bad_line' AS reason, '' AS reason_column, CAST(NULL AS BIGINT) AS row_number,
-            csv_line FROM {rejected}"""
+            * FROM {rejected}"""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     con.execute(f"COPY ({query}) TO {literal(str(aside))} (FORMAT parquet)")

@@ -28,6 +28,7 @@ from features.localtime import local_day, utc_offsets
 from features.mapping import Raw
 from features.parsing import literal
 from features.quarantine import BadRows
+from features.store.bad import publish, write_bad
 from features.store.days import COLUMNS, SHIFT, Rows, iso, write_days
 from features.store.manifest import (
     KINDS,
@@ -177,11 +178,14 @@ def ingest(
         written = write_days(Rows(backend, _TAKEN), folder, config, drop=drop)
         backend.con.execute(f"DROP TABLE {_TAKEN}")
         days = {day: value for day, value in days.items() if day not in affected} | written
-        new = Manifest(settings, people, drop, time.time_ns(), files, dict(sorted(days.items())))
+        bad_rows = _bad_rows(found, known, config)
+        days = dict(sorted(days.items()))
+        new = Manifest(settings, people, drop, time.time_ns(), files, days, bad_rows)
         _refuse_nothing(new, config)
         if old is None or replace(new, written=old.written) != old:
             write_manifest(new, folder)
             _sweep(folder, new.data_files | (old.data_files if old else set()))
+        publish(folder, new.bad, config)
         store = Store(backend, folder, new)
         lines = store.make_view("transactions")
     bad = Counter[str]()
@@ -300,6 +304,20 @@ def _add_stored(con: Any, files: Sequence[Path], found: Found) -> None:
         f"INSERT INTO {_TAKEN} SELECT {', '.join(COLUMNS)}, _source, _file, "
         f"(_order >> {SHIFT}) - 2 FROM read_parquet([{listed}]) WHERE _file IN ({there})"
     )
+
+
+def _bad_rows(found: Found, known: Manifest | None, config: Config) -> str:
+    """The data file of the bad rows of all files, in their place those of files just read."""
+    labels: dict[str, str] = {}
+    for name, digest in found.sha256.items():
+        labels.setdefault(digest, name)
+    before = known.files if known else {}
+    stayed = {name: labels[f.sha256] for name, f in before.items() if f.sha256 in labels}
+    read = {str(path): labels[digest] for digest, path in found.unread(known).items()}
+    old = known.bad if known else ""
+    if old and not read and all(stayed.get(name) == name for name in before):
+        return old
+    return write_bad(store_folder(config), old, stayed, read, config)
 
 
 def _refuse_nothing(new: Manifest, config: Config) -> None:

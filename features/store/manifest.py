@@ -25,7 +25,7 @@ FOLDER = Path("data/store")
 NAME = "manifest.json"
 # Counts up when the columns of the data files or the rules behind them change.
 SCHEMA = 3
-KINDS = ("lines", "orders")
+KINDS = ("lines", "orders", "bad")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Manifest:
 
     `settings` are the digests of `settings_digests`, `people` and `numbered` what else they were
     made from. `written` is the time of writing, nanoseconds. `files` are by path, `days` by
-    ISO date; both in order.
+    ISO date; both in order. `bad` is the data file of all bad rows, "" if there are none.
     """
 
     settings: tuple[str, str]
@@ -77,11 +77,13 @@ class Manifest:
     written: int = 0
     files: dict[str, TakenFile] = field(default_factory=dict)
     days: dict[str, Day] = field(default_factory=dict)
+    bad: str = ""
 
     @property
     def data_files(self) -> set[str]:
         """Paths of the data files, relative to the store."""
-        return {name for day in self.days.values() for name in (day.lines, day.orders)}
+        of_days = {name for day in self.days.values() for name in (day.lines, day.orders)}
+        return of_days | ({self.bad} - {""})
 
 
 def store_folder(config: Config) -> Path:
