@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -167,15 +167,16 @@ def quiet_at(
     if config.contact.quiet_hours is None:
         return quiet, until
     zones, codes = zones_of(tables, ids, config)
+    start, stop = (time.fromisoformat(text) for text in config.contact.quiet_hours)
     for z, zone in enumerate(zones):
-        end = quiet_until(moment, config.contact.quiet_hours, zone)
+        end = quiet_until(moment, start, stop, zone)
         if end is not None:
             quiet[codes == z] = True
             until[codes == z] = np.datetime64(naive_utc(end), "us")
     return quiet, until
 
 
-def quiet_until(moment: datetime, hours: tuple[str, str], zone: ZoneInfo) -> datetime | None:
+def quiet_until(moment: datetime, start: time, end: time, zone: ZoneInfo) -> datetime | None:
     """When the quiet hours that hold at a moment end (UTC), None outside of them.
 
     They are half open and may cross midnight. An end that the clocks skip or repeat is the later
@@ -183,7 +184,6 @@ def quiet_until(moment: datetime, hours: tuple[str, str], zone: ZoneInfo) -> dat
     """
     aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
     local = aware.astimezone(zone)
-    start, end = (datetime.strptime(text, "%H:%M").time() for text in hours)
     now = local.time()
     crossing = end <= start
     if not (now >= start or now < end if crossing else start <= now < end):

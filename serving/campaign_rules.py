@@ -110,6 +110,7 @@ def rules_of_body(
             config.policy.global_holdout_share,
         ),
         budget=None if body.budget is None else body.budget.cap_micros / 1_000_000,
+        limits=(),  # they are of the configuration's own campaign
         version=str(version),
     )
     quiet = None
@@ -144,7 +145,7 @@ def priced(scorer: Scorer, rules: Rules) -> Rules:
         return rules
     people, fraction = _sample(scorer.snapshot.population, rules.eligible)
     budget = campaign.budget / rules.safety_factor * fraction
-    made = decide_all(people, replace(campaign, budget=budget), scorer.salt)
+    made = decide_all(people, replace(campaign, budget=budget, stock=()), scorer.salt)
     return replace(
         rules,
         shadow_price=made.shadow_price,
@@ -166,6 +167,8 @@ def _sample(people: Population, eligible: BoolArray | None) -> tuple[Population,
         ),
         consent=consent[::step],
         free_at=people.free_at[::step],
+        arms=None if people.arms is None else people.arms.rows(slice(None, None, step)),
+        quiet_until=None,
     )
     return cut, len(cut.customer_id) / len(people)
 

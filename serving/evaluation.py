@@ -135,19 +135,22 @@ def evaluate(
     at = np.datetime64(moment.astimezone(UTC).replace(tzinfo=None), "us")
     wall = np.datetime64(now.astimezone(UTC).replace(tzinfo=None), "us")
     # With a fixed as_of the shop's time stands; the log's times are those of the wall.
-    shop_free, log_free = people.free_at[rows], facts.free_at
+    ours = campaign.campaign_id == scorer.config.name
+    left_open = people.open_at(at, rows, entering=ours)
+    shop_free, log_free = left_open.free_at, facts.free_at
     capped = (shop_free > at) | (log_free > wall)
     ends = rules.valid_until(window)
     in_date = [end is None or end > moment for end in ends[1:]]
-    offered = np.array(campaign.offered, dtype=bool) & np.array(in_date, dtype=bool)
+    offered = campaign.offered_at(moment) & np.array(in_date, dtype=bool)
     quiet_until = rules.quiet.until(now) if rules.quiet is not None else None
 
     reason = pre_reasons(
         reward,
         cost,
         people.scores.response[rows].astype(np.float64),
-        np.asarray(people.consent[rows]) & ~facts.withheld,
+        left_open.consent & ~facts.withheld,
         capped,
+        left_open.eligible,
     )
     if quiet_until is not None:
         reason[reason == None] = Reason.QUIET_HOURS  # noqa: E711
@@ -179,8 +182,10 @@ def evaluate(
         window_id=window,
         shadow_price=rules.shadow_price,
         min_profit=campaign.min_profit,
-        eligible=payable,
+        eligible=payable & left_open.arms,
         offered=offered,
+        in_stock=campaign.in_stock,
+        toll=None if people.toll is None or not ours else people.toll[rows].astype(np.float64),
         pre_reasons=reason,
     )
     retry = _retry(made, shop_free, log_free, capped, quiet_until)

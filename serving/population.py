@@ -81,6 +81,7 @@ class Population:
     arms         what rules leave of each arm; None without such rules
     quiet_until  (n,) when the quiet hours end, where decisions are sent at once; NaT: now
     hours        when to write to each customer, where that is asked for
+    toll         (n, K) what the prices of a snapshot's limits take off the worth of each arm
     """
 
     as_of: datetime
@@ -101,6 +102,7 @@ class Population:
     arms: ArmRules | None = None
     quiet_until: Times | None = None
     hours: SendTimes | None = None
+    toll: Float32Array | None = None
 
     def __len__(self) -> int:
         return len(self.customer_id)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, time, timedelta
+from datetime import datetime, time, timedelta
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
+from features.contact import quiet_until
 from serving.campaign import Campaign
 from uplift.data import BoolArray
 from uplift.policy import Reason
@@ -28,20 +29,7 @@ class Quiet:
 
         An end that the clocks skip or repeat is the later of its two readings.
         """
-        local = now.astimezone(self.zone)
-        at = local.time()
-        crossing = self.end <= self.start
-        quiet = at >= self.start or at < self.end if crossing else self.start <= at < self.end
-        if not quiet:
-            return None
-        day = local.date()
-        if crossing and at >= self.start:
-            day += timedelta(days=1)
-        ends = (
-            datetime.combine(day, self.end, self.zone).replace(fold=fold).astimezone(UTC)
-            for fold in (0, 1)
-        )
-        return max(ends)
+        return quiet_until(now, self.start, self.end, self.zone)
 
 
 @dataclass(frozen=True)
@@ -77,6 +65,10 @@ class Rules:
     ) -> Rules:
         """The campaign that exists from the configuration, as the snapshot priced it."""
         config, snapshot = scorer.config, scorer.snapshot
+        quiet, hours = None, config.contact.quiet_hours
+        if config.contact.send == "immediate" and hours is not None:
+            start, end = (time.fromisoformat(text) for text in hours)
+            quiet = Quiet(start, end, config.zone)
         campaign = Campaign.of(config, scorer.model.bundle).with_shares(snapshot.shares)
         return cls(
             campaign=campaign,
@@ -86,6 +78,7 @@ class Rules:
             version=version,
             stands_at=snapshot.as_of if scorer.fixed else None,
             caps=tuple((most, int(days[:-1])) for days, most in config.contact.overall.items()),
+            quiet=quiet,
             max_feature_age=timedelta(hours=config.serving.max_feature_age_hours),
         )
 

@@ -14,8 +14,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,13 @@ import numpy.typing as npt
 
 from features.config import Config
 from features.errors import ConfigError, DataError
-from serving.campaign import Campaign, config_digest, decide_all
+from serving.arms import ArmRules
+from serving.campaign import Campaign, config_digest, decide_all, limits_of
 from serving.load import LoadedModel, sync_folder, write_atomically
 from serving.population import Labels, Population, from_source
 from serving.salt import Salt
 from uplift.bundle import Scores, ScoringBundle
+from uplift.limits import tolls
 from uplift.policy import Shares
 
 FORMAT = 2
@@ -38,8 +40,10 @@ CURRENT = "CURRENT"
 # What a snapshot depends on; the server's and the training's own settings are not among it.
 RELEVANT = (
     "name", "source", "engine", "features", "segments", "stage_clocks", "outcome", "currency",
-    "timezone", "offers", "policy", "contact",
+    "timezone", "offers", "policy", "contact", "triggers",
 )  # fmt: skip
+# Columns of the rules of arms, where the configuration has any.
+_ARM_COLUMNS = ("consent", "eligible", "entered", "free_at", "channel")
 AHEAD = timedelta(minutes=5)
 KEPT = 2
 log = logging.getLogger("serving")
@@ -80,6 +84,11 @@ def write_snapshot(
     """Decide for everyone, write the snapshot, and make it the current one; returns its folder."""
     campaign = Campaign.of(config, model.bundle)
     decisions = decide_all(population, campaign, salt)
+    if decisions.used:
+        prices = {use.name: use.price for use in decisions.used}
+        shape = population.scores.cost.shape
+        toll = tolls(limits_of(campaign, population), prices, shape)
+        population = replace(population, toll=toll.astype(np.float32))
     assert decisions.certificate is not None
     reasons, counts = np.unique(decisions.reason.astype(str), return_counts=True)
     home = snapshots_folder(config, root)
@@ -107,6 +116,8 @@ def write_snapshot(
             "shadow_price": decisions.shadow_price,
             "shares": vars(decisions.shares),
             "certificate": vars(decisions.certificate),
+            "limits": [use._asdict() for use in decisions.used],
+            "channels": None if population.arms is None else list(population.arms.channels),
             "reasons": dict(zip(reasons.tolist(), counts.tolist(), strict=True)),
             "files": files,
         }
@@ -166,6 +177,11 @@ def open_snapshot(folder: Path, model: LoadedModel) -> Snapshot:
         "consent": (n,), "free_at": (n,),
         **{f"value_{target}": (n,) for target in _value_targets(bundle)},
     }  # fmt: skip
+    ruled = manifest["channels"] is not None
+    if ruled:
+        shapes |= {f"arm_{name}": (n, k) for name in _ARM_COLUMNS} | {"arm_entered": (n,)}
+    if manifest["limits"]:
+        shapes["toll"] = (n, k)
     if {name: a.shape for name, a in arrays.items()} != shapes:
         raise _refused(folder, f"columns of {n} customers", "other shapes")
     population = Population(
@@ -184,6 +200,8 @@ def open_snapshot(folder: Path, model: LoadedModel) -> Snapshot:
         data_digest=manifest["data_digest"],
         missing=tuple(manifest["missing"]),
         notes=tuple(manifest["notes"]),
+        arms=_arms(manifest["channels"], arrays) if ruled else None,
+        toll=arrays.get("toll"),
     )
     return Snapshot(
         snapshot_id=manifest["snapshot_id"],
@@ -310,8 +328,25 @@ def _columns(population: Population) -> dict[str, npt.NDArray[Any]]:
         "rfm": population.rfm,
         "consent": population.consent,
         "free_at": population.free_at,
+        **({} if population.toll is None else {"toll": population.toll}),
+        **_arm_columns(population.arms),
         **{f"value_{target}": values for target, values in population.values.items()},
     }
+
+
+def _arms(channels: Sequence[str], arrays: Mapping[str, npt.NDArray[Any]]) -> ArmRules:
+    return ArmRules(
+        channels=tuple(channels),
+        consent=arrays["arm_consent"],
+        eligible=arrays["arm_eligible"],
+        entered=arrays["arm_entered"],
+        free_at=arrays["arm_free_at"],
+        channel=arrays["arm_channel"],
+    )
+
+
+def _arm_columns(arms: ArmRules | None) -> dict[str, npt.NDArray[Any]]:
+    return {} if arms is None else {f"arm_{name}": getattr(arms, name) for name in _ARM_COLUMNS}
 
 
 def _value_targets(bundle: ScoringBundle) -> list[str]:

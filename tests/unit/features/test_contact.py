@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -165,13 +165,13 @@ class TestQuietHours:
         ],
     )
     def test_half_open_and_over_midnight(self, at: str, until: str | None) -> None:
-        found = quiet_until(datetime.fromisoformat(at), ("21:00", "09:00"), ZoneInfo("UTC"))
+        found = quiet_until(datetime.fromisoformat(at), time(21), time(9), ZoneInfo("UTC"))
         assert (found and found.isoformat()) == until
 
     def test_an_end_that_the_clocks_skip_is_the_later_reading(self) -> None:
         """On 29 March 2026 Berlin has no 02:30; it is then 01:30 or 00:30 UTC: the later."""
         at = datetime(2026, 3, 29, 0, 10, tzinfo=UTC)
-        found = quiet_until(at, ("00:00", "02:30"), ZoneInfo("Europe/Berlin"))
+        found = quiet_until(at, time(0), time(2, 30), ZoneInfo("Europe/Berlin"))
         assert found == datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
 
     def test_by_the_region_of_the_customer(self) -> None:

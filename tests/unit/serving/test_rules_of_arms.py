@@ -14,6 +14,8 @@ from features.errors import ConfigError, DataError
 from serving.arms import ArmRules, open_arms
 from serving.population import from_features, from_source
 from serving.score import DecisionsFile, summary, write_decisions
+from serving.scorer import Scorer
+from serving.snapshot import ensure_snapshot
 from tests.unit.serving.small_shop import AS_OF, OFFERS, REFUSED, SALT, Shop, make_config
 
 AMPLE = {"budget": None, "holdout_share": 0.0, "exploration_share": 0.0}
@@ -150,6 +152,32 @@ def test_channels_are_named_and_capped(shop: Shop, tmp_path: Path) -> None:
     frame, _ = written(shop, tmp_path, offers=both, contact=never)
     assert set(frame["channel"].dropna()) == {"sms"}
     assert set(frame["coupon_id"].dropna()) == {"c5"}
+
+
+def test_the_server_decides_as_the_file_does(shop: Shop, tmp_path: Path) -> None:
+    """Filters, stock, limits and triggers, from the snapshot alone, but for the marginal few."""
+    limits = [{"name": "cooling", "who": {"segment": "tier", "in": ["regular"]}, "most": 20}]
+    config = make_config(
+        shop.root / "tables",
+        policy={"budget": 120, "holdout_share": 0.1, "exploration_share": 0.1, "limits": limits},
+        offers=offers(c5={"stock": 25}, p10={"eligible": BUYERS, "channels": ["sms"]}),
+        triggers=["old_track"],
+    )
+    people = from_source(config, shop.model.bundle, AS_OF, threads=1)
+    file = write_decisions(people, shop.model, config, SALT, tmp_path / "d.parquet")
+    frame = pd.read_parquet(file.path).set_index("customer_id")
+    root = tmp_path / "data"
+    snapshot = ensure_snapshot(config, shop.model, SALT, root=root, build=lambda _: people)
+    scorer = Scorer(shop.model, snapshot, config, SALT, clock=lambda: AS_OF)
+    answer = scorer.answer(frame.index.tolist(), request_id="r")
+    reasons = pd.Series({d.customer_id: str(d.reason) for d in answer.decisions})
+    coupons = pd.Series({d.customer_id: d.coupon_id for d in answer.decisions})
+    differ = (reasons != frame["reason"]) | (coupons.fillna("") != frame["coupon_id"].fillna(""))
+    assert differ.sum() <= 3
+    assert {"contact_cap", "no_consent", "best_net_value", "below_threshold"} <= set(reasons)
+    assert set(coupons.dropna()) == {"c5", "p10"}
+    prices = {limit["name"]: limit["price"] for limit in snapshot.manifest["limits"]}
+    assert prices["stock of c5"] > 0
 
 
 @pytest.mark.parametrize(
