@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -77,11 +77,13 @@ Bools = npt.NDArray[np.bool_]
 class Rows:
     """Lines of days that are to be written: a table of the connection.
 
-    It has COLUMNS, `_source`, `_file`, and `_day` (days since 1970-01-01).
+    It has COLUMNS, `_source`, `_file`, and `_day` (days since 1970-01-01). `sizes`: number of lines
+    by day.
     """
 
     backend: Any
     table: str
+    sizes: Mapping[int, int]
 
 
 def iso(day: int) -> str:
@@ -136,9 +138,7 @@ def write_days(rows: Rows, folder: Path, config: Config, *, drop: bool) -> dict[
 
 def _groups(rows: Rows) -> Iterator[tuple[int, int]]:
     """First and last day of groups of days that are not too large together."""
-    counted = rows.backend.con.execute(
-        f"SELECT _day, count(*) FROM {rows.table} GROUP BY 1 ORDER BY 1"
-    ).fetchall()
+    counted = sorted(rows.sizes.items())
     first, total = 0, 0
     for i, (_, n) in enumerate(counted):
         if i > first and total + n > MOST_ROWS:

@@ -125,10 +125,12 @@ def find(files: Sequence[Path], config: Config) -> Found:
 
 @dataclass(frozen=True)
 class _Taken:
-    """Rows read just now, in the table _TAKEN: counts and days of each file, by its digest."""
+    """Rows read just now, in the table _TAKEN: counts and days of each file, by its digest; and
+    lines by day (since 1970)."""
 
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     days: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    sizes: Counter[int] = field(default_factory=Counter)
     given: frozenset[str] = frozenset()
 
 
@@ -172,10 +174,10 @@ def ingest(
         if known is not None and settings != known.settings:
             again = "the settings behind its sums of orders changed"
             affected |= set(days)
-        _add_stored(
-            backend.con, [folder / days[d].lines for d in sorted(affected & set(days))], found
-        )
-        written = write_days(Rows(backend, _TAKEN), folder, config, drop=drop)
+        sizes = taken.sizes
+        if rewritten := [folder / days[day].lines for day in sorted(affected & set(days))]:
+            sizes = _add_stored(backend.con, rewritten, found)
+        written = write_days(Rows(backend, _TAKEN, sizes), folder, config, drop=drop)
         backend.con.execute(f"DROP TABLE {_TAKEN}")
         days = {day: value for day, value in days.items() if day not in affected} | written
         bad_rows = _bad_rows(found, known, config)
@@ -211,12 +213,11 @@ def _take(
 ) -> _Taken:
     """Clean the files that the store does not know, into _TAKEN."""
     con = backend.con
-    con.execute(f"DROP TABLE IF EXISTS {_TAKEN}")
     unread = found.unread(known)
     if not unread:
         columns = [f"{name} {SQL_TYPES[TRANSACTIONS[name].kind]}" for name in COLUMNS]
         columns += ["_source VARCHAR", "_file VARCHAR", "_day BIGINT"]
-        con.execute(f"CREATE TEMP TABLE {_TAKEN} ({', '.join(columns)})")
+        con.execute(f"CREATE OR REPLACE TEMP TABLE {_TAKEN} ({', '.join(columns)})")
         return _Taken()
     digests = {str(path): digest for digest, path in unread.items()}
     raw = read(list(unread.values()))
@@ -225,18 +226,20 @@ def _take(
     assert cleaned.parts is not None
     con.register(_WHICH, pa.table({"path": list(digests), "digest": list(digests.values())}))
     query = _taken_query(config.timezone, *_years(con, "transactions"))
-    con.execute(f"CREATE TEMP TABLE {_TAKEN} AS {query}")
+    con.execute(f"CREATE OR REPLACE TEMP TABLE {_TAKEN} AS {query}")
     con.unregister(_WHICH)
     con.execute("DROP TABLE transactions")
-    pairs = con.execute(f"SELECT DISTINCT _file, _day FROM {_TAKEN} ORDER BY 1, 2").fetchall()
+    counted = con.execute(f"SELECT _file, _day, count(*) FROM {_TAKEN} GROUP BY 1, 2").fetchall()
     days: dict[str, tuple[str, ...]] = {}
-    for digest, day in pairs:
+    sizes = Counter[int]()
+    for digest, day, n in sorted(counted):
         days[digest] = (*days.get(digest, ()), iso(day))
+        sizes[day] += n
     # A file without rows is known too.
     counts: dict[str, dict[str, int]] = {digest: {"read": 0} for digest in unread}
     for path, n in cleaned.parts.items():
         counts[digests[path]] = dict(sorted(n.items()))
-    return _Taken(counts, days, cleaned.given)
+    return _Taken(counts, days, sizes, cleaned.given)
 
 
 def _years(con: Any, table: str) -> tuple[int, int]:
@@ -294,16 +297,16 @@ def _check_one_kind(files: Mapping[str, TakenFile], *, identities: bool) -> None
         )
 
 
-def _add_stored(con: Any, files: Sequence[Path], found: Found) -> None:
-    """Add the lines that the store has of these days, unless their file is gone."""
-    if not files:
-        return
+def _add_stored(con: Any, files: Sequence[Path], found: Found) -> Counter[int]:
+    """Add the lines that the store has of these days, unless their file is gone; all lines by
+    day."""
     listed = ", ".join(literal(str(file)) for file in files)
     there = ", ".join(map(literal, found.paths))
     con.execute(
         f"INSERT INTO {_TAKEN} SELECT {', '.join(COLUMNS)}, _source, _file, "
         f"(_order >> {SHIFT}) - 2 FROM read_parquet([{listed}]) WHERE _file IN ({there})"
     )
+    return Counter(dict(con.execute(f"SELECT _day, count(*) FROM {_TAKEN} GROUP BY 1").fetchall()))
 
 
 def _bad_rows(found: Found, known: Manifest | None, config: Config) -> str:

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,12 @@ _NAMES = ", ".join(("is_return", *STATE))
 _DAY = f"(_order >> {SHIFT}) - 2"
 
 
+@lru_cache(maxsize=4)
+def _schema(columns: tuple[str, ...]) -> ibis.Schema:
+    """Of columns of `lines`; made once, because a small day takes little longer."""
+    return ibis.Schema.from_pyarrow(pa.schema([LINES.field(name) for name in columns]))
+
+
 @dataclass(frozen=True)
 class Store:
     """A state of the store, readable in a connection (a DuckDB backend of Ibis)."""
@@ -63,8 +69,7 @@ class Store:
         where = "WHERE NOT _repeat" if any(d.repeats for d in self.manifest.days.values()) else ""
         query = f"SELECT {', '.join(COLUMNS)} FROM {lines} {where}"
         self.backend.con.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
-        schema = ibis.Schema.from_pyarrow(LINES)
-        return table_of(self.backend, name, ibis.schema({c: schema[c] for c in COLUMNS}))
+        return table_of(self.backend, name, _schema(COLUMNS))
 
     def before(self, spine: Spine, config: Config, scratch: Scratch) -> Moment | None:
         """What the store has of a spine of one moment; None where it does not fit the question."""
@@ -160,7 +165,7 @@ class Moment:
         name = f"_store_{next(_serial)}"
         backend = self.store.backend
         backend.con.execute(f"CREATE TEMP VIEW {name} AS {lines}")
-        table = table_of(backend, name, ibis.Schema.from_pyarrow(LINES))
+        table = table_of(backend, name, _schema(tuple(LINES.names)))
         seen = backend.compile(table.filter(seen_before(table.transacted_at, self.spine.latest)))
         known = "NOT _repeat AND (_bought OR _is_return)"
         kept = f"SELECT * FROM ({seen}) JOIN {self._customers} USING (customer_id) WHERE {known}"
