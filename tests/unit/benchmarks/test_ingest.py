@@ -22,6 +22,8 @@ def test_daily_ingests_make_the_store_of_one() -> None:
     # A file has the lines of one local day.
     assert once["sum"].count("Day(") == 6
     assert "2024-08-06" in once["sum"]
+    # The file of the fourth of six days; the benchmark itself looks at the others.
+    assert ingest.measure("corrected", 600)["sum"] == "2024-08-04"
 
 
 @pytest.mark.slow
