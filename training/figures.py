@@ -47,7 +47,7 @@ def all_figures(
         "gate.png": gate_table(verdict, subtitle),
         "balance.png": balance(before, "Balance of the arms before assignment", subtitle),
     }
-    if after is not before:
+    if after.balance is not before.balance:
         title = "Balance after weighting by the estimated assignment"
         figures["balance_weighted.png"] = balance(after, title, subtitle)
     for report in reports:
