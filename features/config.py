@@ -264,9 +264,19 @@ class GateConfig(Section):
     )
 
 
+LEARNERS = ("s", "t", "x", "r", "dr", "proportional", "ensemble", "causalml_forest")
+
+
+class TuningConfig(Section):
+    seconds: float = Field(
+        0, ge=0, description="time for trials of other settings of the trees; 0: none, or `trials`"
+    )
+    trials: int = Field(0, ge=0, description="number of trials; 0: as many as `seconds` allow")
+
+
 class TrainingConfig(Section):
     learners: list[str] = Field(
-        default_factory=lambda: ["s", "t", "x", "r", "dr", "causalml_forest"],
+        default_factory=lambda: list(LEARNERS),
         min_length=1,
         description="uplift learners to fit",
     )
@@ -282,6 +292,7 @@ class TrainingConfig(Section):
     test_share: float = Field(
         0.3, gt=0, lt=0.9, description="share of customers no model and no model choice sees"
     )
+    tuning: TuningConfig = TuningConfig()
     seed: int = Field(7, ge=0, description="seed of every random draw")
     threads: int = Field(0, ge=0, description="threads of LightGBM; 0: all cores")
     gate: GateConfig = GateConfig()

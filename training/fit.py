@@ -12,6 +12,7 @@ import numpy as np
 
 from features.config import Config
 from training.dataset import Dataset
+from training.tuning import Trials, tune
 from uplift.assignment import CLIP, estimate_assignment
 from uplift.boosting import Binned, Settings
 from uplift.costs import FittedCosts, fit_costs
@@ -46,6 +47,7 @@ class Models:
     outcome      the problem in units of the outcome; `money`, the same in currency (the same
                  object where the outcome is the profit)
     learners     by name; `seconds`, what each took
+    tuning       the trials of other settings, where there were any
     """
 
     train: TrainingSet
@@ -58,6 +60,7 @@ class Models:
     costs: FittedCosts
     response: FittedResponse
     offers: tuple[Offer, ...]
+    tuning: Trials | None = None
 
 
 def settings_of(config: Config, rows: int) -> Settings:
@@ -108,6 +111,13 @@ def fit_models(
             lambda: prepare(train, binned, train.reward, fold, settings, config.training.seed),
         )
     )
+    began = time.monotonic()
+    outcome, trials = tune(
+        outcome, config.training.learners, config.training.tuning, config.training.seed, progress
+    )
+    if trials is not None:
+        seconds["tuning"] = time.monotonic() - began
+    money = outcome if same else money
     learners: dict[str, Fitted] = {}
     # What combines others comes after them.
     for name in sorted(config.training.learners, key=lambda name: make_learner(name).combines):
@@ -130,7 +140,9 @@ def fit_models(
             weight=train.weight_of(control),
         ),
     )
-    return Models(train, test, is_test, outcome, money, learners, seconds, costs, response, offers)
+    return Models(
+        train, test, is_test, outcome, money, learners, seconds, costs, response, offers, trials
+    )
 
 
 def average(learners: list[Fitted]) -> Fitted:

@@ -74,6 +74,17 @@ class Problem:
         out: FloatArray = 1 / (1 / e[:, k] + 1 / e[:, 0])
         return out
 
+    def losses(self, effects: FloatArray) -> FloatArray:
+        """(n,) doubly robust loss of effects (n, K) that did not see their rows: over the arms that
+        a row could get, the sum of (Gam_k - Gam_0 - effect)^2 / (1/e_k + 1/e_0). Its mean is that
+        of the squared error of the effects, so weighted, and a term that no effects change
+        (Foster & Syrgkanis 2023)."""
+        total = np.zeros(len(self.data))
+        for k in range(1, self.data.n_arms + 1):
+            rows, contrast, _ = self.contrast(k)
+            total[rows] += self.precision(rows, k) * (contrast - effects[rows, k - 1]) ** 2
+        return total
+
     def mean_on(self, X: Float32Array) -> FloatArray:
         """(n, K + 1) arm means at rows that are not among the training rows."""
         return self.full_means.predict(X, self.settings.threads)

@@ -83,7 +83,7 @@ def _combined(
     members = effects.shape[2]
     gram, target = np.zeros((members + 1, members + 1)), np.zeros(members + 1)
     noise = counted = 0.0
-    held = []
+    averages = []
     for k in range(1, data.n_arms + 1):
         rows, contrast, weight = problem.contrast(k)
         kept = part[rows]
@@ -95,18 +95,19 @@ def _combined(
         target += (design * precision[:, None]).T @ contrast
         noise += float(precision @ (contrast - average.value) ** 2)
         counted += float(data.weight[rows].sum())
-        held.append((rows, contrast, precision, design, average))
+        averages.append(average)
     stiff = noise / counted / variance_of_a_share(members + 2)
     weights = held_out_weights(gram + stiff * np.eye(members + 1), target + stiff / (members + 2))
-    gain = np.zeros(len(part))
-    for rows, contrast, precision, design, average in held:
-        better = (contrast - average.value) ** 2 - (contrast - design @ weights) ** 2
-        gain[rows] += precision / data.weight[rows] * better
+    *shares, constant = weights
+    flat = np.tile([average.value for average in averages], (len(part), 1))
+    gain = problem.losses(flat) - problem.losses(effects @ shares + constant * flat)
     clear = weighted_mean(gain[part], data.weight[part], data.cluster[part])
     trust = clear.value**2 / (clear.value**2 + clear.se**2) if clear.value > 0 else 0.0
-    *shares, constant = trust * weights
-    constants = [constant * e.value + (1 - trust) * e.value * shrinkage(e) for *_, e in held]
-    parts = [m.scaled(w) for m, w in zip(models, shares, strict=True) if w > 0]
+    parts = [m.scaled(trust * w) for m, w in zip(models, shares, strict=True) if trust * w > 0]
+    constants = [
+        trust * constant * average.value + (1 - trust) * average.value * shrinkage(average)
+        for average in averages
+    ]
     return EffectModel(
         np.sum([np.array(constants), *(p.constant for p in parts)], axis=0),
         tuple(term for p in parts for term in p.terms),

@@ -129,3 +129,27 @@ def test_realised_shares_narrow_the_inverse_probability_estimate() -> None:
     error = np.array(found) - 0.5
     assert error[:, 1].std() < 0.4 * error[:, 0].std()
     assert abs(error[:, 1].mean()) < 3 * error[:, 1].std() / np.sqrt(200)
+
+
+def test_losses_tell_true_effects_from_others_as_squared_errors_do(problem: Problem) -> None:
+    """By hand, row by row; and the mean difference of two sets of effects is that of their weighted
+    squared errors (the effects are 1 and 2), but for the noise of the scores."""
+    data = problem.data
+    rng = np.random.default_rng(5)
+    right = np.tile([1.0, 2.0], (len(data), 1))
+    wrong = right + rng.uniform(0, 1, right.shape)
+    by_hand = np.zeros(len(data))
+    squared = np.zeros(len(data))
+    for i in range(len(data)):
+        e = data.assignment[i]
+        for k in (1, 2):
+            if e[k] > 0 and e[0] > 0:
+                weight = 1 / (1 / e[k] + 1 / e[0])
+                gap = problem.gamma[i, k] - problem.gamma[i, 0]
+                by_hand[i] += weight * (gap - wrong[i, k - 1]) ** 2
+                squared[i] += weight * (right[i, k - 1] - wrong[i, k - 1]) ** 2
+    found = problem.losses(wrong)
+    np.testing.assert_allclose(found, by_hand, rtol=1e-12)
+    gain = found - problem.losses(right) - squared
+    assert abs(gain.mean()) < 4 * gain.std() / np.sqrt(len(data))
+    assert squared.mean() > 4 * gain.std() / np.sqrt(len(data))
