@@ -7,7 +7,6 @@ Exit code 0: done; 2: bad input or configuration, with one message; 1: a defect.
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import os
 import sys
@@ -17,8 +16,6 @@ from pathlib import Path
 from features.config import Config, load_config, parse_time
 from features.errors import ConfigError, InputError
 from uplift.errors import UpliftError
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,6 +55,13 @@ def _parser() -> argparse.ArgumentParser:
     api = commands.add_parser("api", parents=[common], help="start the HTTP scorer")
     api.add_argument("--port", type=int, default=8000)
     api.add_argument("--host", default="127.0.0.1", help="other than loopback needs API keys")
+    api.add_argument("--workers", type=int, default=1, help="processes; one per core")
+    api.add_argument(
+        "--drain-seconds",
+        type=float,
+        default=5.0,
+        help="how long to answer after a signal to stop, while not ready any more; default 5",
+    )
     api.set_defaults(run=_api)
 
     snapshot = commands.add_parser(
@@ -131,55 +135,23 @@ def _api(config: Config, options: argparse.Namespace) -> int:
             "--port", expected="0 to 65535", found=str(options.port), remedy="Give a free port."
         )
     _refuse_taken(options.host, options.port)
-    import uvicorn
-
-    from serving.app import create_app
-    from serving.gate import Holder
-    from serving.load import resolve
-    from serving.salt import load_salt
-    from serving.scorer import Scorer
-    from serving.snapshot import ensure_snapshot
-    from serving.startup import open_service, register_configured
-
-    log = logging.getLogger("serving")
-    loopback = options.host in LOOPBACK
-    salt = load_salt(simulated=config.source.kind == "simulated", loopback=loopback)
-    # First what takes no time and may refuse.
-    service = open_service(config, salt, loopback=loopback)
-    model = resolve(config)
-    scorer = Scorer(model, ensure_snapshot(config, model, salt), config, salt)
-    log.info(
-        "model %s version %s, snapshot %s of %s customers as of %s",
-        model.name,
-        model.version,
-        scorer.snapshot.snapshot_id,
-        f"{len(scorer.snapshot.population):,}",
-        scorer.snapshot.as_of.isoformat(),
-    )
-    if scorer.degraded:
-        log.warning("degraded: %s", ", ".join(scorer.degraded))
-    register_configured(service, scorer)
-    log.info("decision log: %s", service.log.place)
-    if not service.has_keys:
-        log.warning("no API keys: anybody on this machine may ask, and nobody else")
-    log.info("listening on %s, port %s", options.host, options.port)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(Holder(scorer, service)),
-            host=options.host,
-            port=options.port,
-            access_log=False,
-            log_level="warning",
-            server_header=False,
-            timeout_graceful_shutdown=20,
+    if options.workers < 1:
+        raise ConfigError(
+            "--workers", expected="1 or more", found=str(options.workers), remedy="One per core."
         )
+    from serving.workers import Start, run
+
+    return run(
+        config,
+        Start(
+            options.config,
+            tuple(options.set),
+            options.host,
+            options.port,
+            options.workers,
+            options.drain_seconds,
+        ),
     )
-    # Hundreds of thousands of objects of the libraries stay for good. To look through all of them
-    # again would hold up a request for tenths of a second.
-    gc.collect()
-    gc.freeze()
-    server.run()
-    return 0 if server.started else 1
 
 
 def _migrate(config: Config, options: argparse.Namespace) -> int:

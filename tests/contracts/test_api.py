@@ -402,7 +402,7 @@ def running(folder: Path, *more: str, **variables: str) -> Iterator[httpx.Client
     log = (folder / "server.log").open("ab")
     server = subprocess.Popen(
         [sys.executable, "-m", "serving", "api", "--config", "spring.yaml", "--port", str(port),
-         *more],
+         "--drain-seconds", "0", *more],
         cwd=folder, env=environment, stdout=log, stderr=log,
     )  # fmt: skip
     try:

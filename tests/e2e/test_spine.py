@@ -193,6 +193,37 @@ def test_promote_shows_overrides_and_records(
     assert [p["by"] for p in json.loads(version.tags["promotions"])] == ["gate", "Ada"]
 
 
+def test_the_next_training_knows_the_champion_and_the_uses_of_its_rows(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    from training.tracking import MlflowHistory
+
+    shutil.copytree(workplace / "mlruns", tmp_path / "mlruns")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    history = MlflowHistory(load_config(ROOT / "configs/demo-small.yaml", OVERRIDES))
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    version = client.get_model_version_by_alias("demo-small", "champion")
+    run = client.get_run(version.tags["run_id"])
+    assert history.times_used(run.data.tags["gate.test_rows_digest"]) == 1
+    assert history.times_used("0" * 64) == 0
+    champion = history.champion()
+    assert champion is not None
+    assert champion.bundle is not None
+    assert (champion.version, champion.bundle.sha256) == (
+        str(version.version),
+        version.tags["bundle_sha256"],
+    )
+    assert champion.bundle.info["split"] == {"seed": 7, "test_share": 0.3}
+    client.set_model_version_tag("demo-small", str(version.version), "bundle_sha256", "0" * 64)
+    altered = history.champion()
+    assert altered is not None
+    assert altered.bundle is None
+    assert "altered" in altered.why_not
+
+
 def test_pyfunc_command_and_http_agree_to_the_last_bit(
     workplace: Path, decisions: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +268,11 @@ def test_http_agrees_and_a_restarted_server_gives_the_same_decisions(
             answer = client.post("/v1/decisions", json=body)
             assert answer.status_code == 200
             answers.append(answer.json()["decisions"])
-    assert answers[0] == answers[1]
+    stands = [d["decision_id"] for d in answers[1] if d["sticky_hit"]]
+    assert len(stands) > 100
+    for first, second in zip(*answers, strict=True):
+        assert second == first | {k: second[k] for k in ("sticky_hit", "decision_id")}
+        assert (second["decision_id"] == first["decision_id"]) == second["sticky_hit"]
     reasons = {d["reason"] for d in answers[0]}
     assert {"holdout", "no_consent", "below_threshold"} <= reasons
 
@@ -309,6 +344,7 @@ class Server:
             port = free.getsockname()[1]
         self.log = (self.workplace / "server.log").open("w")
         command = ["serving", "api", "--config", "configs/demo-small.yaml", "--port", str(port)]
+        command += ["--drain-seconds", "0"]
         self.process = subprocess.Popen(
             [sys.executable, "-m", *command, *SETS],
             cwd=self.workplace,
