@@ -265,7 +265,7 @@ def features(evaluation: Evaluation, subtitle: str, most: int = 20) -> Figure:
 def gate_table(verdict: Verdict, subtitle: str) -> Figure:
     """Every step of every candidate with its outcome and numbers."""
     colours = {"pass": INK, "fail": ACCENT}
-    lines = [(s, textwrap.wrap(s.text, 92)) for s in verdict.steps]
+    lines = [(s, textwrap.wrap(s.text, 116)) for s in verdict.steps]
     rows = sum(len(wrapped) for _, wrapped in lines) + len({s.candidate for s in verdict.steps})
     outcome = "new champion" if verdict.promote else "no new champion"
     height = 1.2 + 0.19 * rows
@@ -284,7 +284,7 @@ def gate_table(verdict: Verdict, subtitle: str) -> Figure:
         axes.text(0.03, at, step.outcome, fontsize=8, color=colour, va="center", fontweight="bold")
         axes.text(0.09, at, step.test[:44], fontsize=8, color=INK, va="center")
         for text in wrapped:
-            axes.text(0.38, at, text, fontsize=8, color=INK, va="center")
+            axes.text(0.33, at, text, fontsize=8, color=INK, va="center")
             at += 1
     return figure
 

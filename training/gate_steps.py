@@ -82,7 +82,8 @@ def money_step(
     fine = bound > 0 if margin is None else bound >= least
     wanted = "> 0" if margin is None else f">= {least * PER:.1f}"
     text = (
-        f"{gain.value * PER:+.1f} {currency} per {PER:,}, lower bound {bound * PER:+.1f} {wanted}"
+        f"{gain.value * PER:+.1f} {currency} per {PER:,}, lower bound {bound * PER:+.1f} "
+        f"(needs {wanted})"
     )
     return Step(4, candidate, test, PASS if fine else FAIL, text, gain.value, bound, least)
 
@@ -122,9 +123,10 @@ def response_step(candidate: str, models: Models, alpha: float) -> Step:
     bad = bound <= 0.5 or not _meets(ratio, RATIOS) or not _meets(slope, SLOPES)
     sure = SLOPES[0] <= slope.value <= SLOPES[1]
     text = (
-        f"AUC {ranks.value:.3f}, lower bound {bound:.3f} > 0.5; slope {slope.value:.2f} "
-        f"[{slope.lo:.2f}, {slope.hi:.2f}] in {SLOPES[0]} to {SLOPES[1]}; predicted over actual "
-        f"{ratio.value:.2f} [{ratio.lo:.2f}, {ratio.hi:.2f}] meets {RATIOS[0]} to {RATIOS[1]}"
+        f"AUC {ranks.value:.3f}, lower bound {bound:.3f} (needs > 0.5); slope {slope.value:.2f} "
+        f"[{slope.lo:.2f}, {slope.hi:.2f}] (needs {SLOPES[0]} to {SLOPES[1]}); predicted over "
+        f"actual {ratio.value:.2f} [{ratio.lo:.2f}, {ratio.hi:.2f}] (needs to meet {RATIOS[0]} to "
+        f"{RATIOS[1]})"
     )
     outcome: Outcome = FAIL if bad else PASS if sure else UNCLEAR
     return Step(2, candidate, name, outcome, text, ranks.value, bound, 0.5)
@@ -152,8 +154,8 @@ def effect_steps(c: Candidate, settings: GateConfig, alpha: float, currency: str
             c.name,
             f"effects differ ({settings.ranking})",
             PASS if varied else FAIL,
-            f"{ranks.value * PER:+.1f} {currency} per {PER:,}, lower bound {bound * PER:+.1f} > 0; "
-            f"predicted effects vary by {spread:.3g}",
+            f"{ranks.value * PER:+.1f} {currency} per {PER:,}, lower bound {bound * PER:+.1f} "
+            f"(needs > 0); predicted effects vary by {spread:.3g}",
             ranks.value,
             bound,
             0.0,
@@ -163,9 +165,9 @@ def effect_steps(c: Candidate, settings: GateConfig, alpha: float, currency: str
             c.name,
             "effects are calibrated",
             PASS if straight else FAIL,
-            f"slope {slope.value:.2f} [{slope.lo:.2f}, {slope.hi:.2f}] holds 1, lower bound "
-            f"{lower:.2f} > 0 (calibration: {done}; training rows out of fold {was.value:.2f} "
-            f"[{was.lo:.2f}, {was.hi:.2f}])",
+            f"slope {slope.value:.2f} [{slope.lo:.2f}, {slope.hi:.2f}] (needs to hold 1), lower "
+            f"bound {lower:.2f} (needs > 0); on the training rows out of fold {was.value:.2f} "
+            f"[{was.lo:.2f}, {was.hi:.2f}], calibration: {done}",
             slope.value,
             lower,
             0.0,
@@ -183,8 +185,8 @@ def budget_step(
     kept = spend.value <= budget * (1 + 1e-9) and upper <= most
     over = spend.lower(settings.alpha) > budget * (1 + 1e-9)
     text = (
-        f"cost {spend.value * PER:.1f} {currency} per {PER:,} <= {budget * PER:.1f}, upper bound "
-        f"{upper * PER:.1f} <= {most * PER:.1f}"
+        f"cost {spend.value * PER:.1f} {currency} per {PER:,} (needs <= {budget * PER:.1f}), upper "
+        f"bound {upper * PER:.1f} (needs <= {most * PER:.1f})"
     )
     outcome: Outcome = PASS if kept else FAIL if over else UNCLEAR
     return Step(5, candidate, "budget", outcome, text, spend.value, upper, most)
@@ -206,8 +208,8 @@ def guardrail_steps(
         e = change(one, policy, models)
         upper = e.upper(alpha)
         text = (
-            f"{e.value * PER:+.2f} per {PER:,} customers, upper bound {upper * PER:+.2f} <= "
-            f"{one.margin * PER:.1f}"
+            f"{e.value * PER:+.2f} per {PER:,} customers, upper bound {upper * PER:+.2f} "
+            f"(needs <= {one.margin * PER:.1f})"
         )
         outcome: Outcome = PASS if upper <= one.margin else FAIL
         steps.append(Step(6, candidate, one.name, outcome, text, e.value, upper, one.margin))
@@ -225,11 +227,14 @@ def segment_step(candidate: str, gains: Mapping[str, Estimate], currency: str) -
     harmed = [s for s, bad in zip(told, benjamini_hochberg(p, FALSE_SHARE), strict=True) if bad]
     worst = min(told, key=lambda s: told[s].value / told[s].se)
     e = told[worst]
-    text = f"{len(harmed)} of {len(told)} segments lose" if harmed else ""
-    text = text or f"none of {len(told)} segments is shown to lose"
+    text = (
+        f"{len(harmed)} of {len(told)} segments lose: {', '.join(harmed[:5])}"
+        if harmed
+        else f"none of {len(told)} segments is shown to lose"
+    )
     text += (
-        f"; least clear of it: {', '.join(harmed[:5]) or worst} ({e.value * PER:+.1f} "
-        f"[{e.lo * PER:.1f}, {e.hi * PER:.1f}] {currency} per {PER:,})"
+        f"; the worst is {worst} with {e.value * PER:+.1f} [{e.lo * PER:.1f}, {e.hi * PER:.1f}] "
+        f"{currency} per {PER:,}"
     )
     return Step(
         6, candidate, name, FAIL if harmed else PASS, text, float(len(harmed)), threshold=0.0
@@ -260,7 +265,7 @@ def seed_step(
     apart = abs(other.value - gain.value)
     text = (
         f"{other.value * PER:+.1f} in place of {gain.value * PER:+.1f} {currency} per {PER:,}; "
-        f"{apart * PER:.1f} apart <= {gain.se * PER:.1f} (standard error)"
+        f"{apart * PER:.1f} apart (needs <= {gain.se * PER:.1f}, the standard error)"
     )
     outcome: Outcome = PASS if apart <= gain.se else FAIL
     return Step(7, candidate, name, outcome, text, apart, threshold=gain.se)
