@@ -92,7 +92,9 @@ def _log(training: Training, config: Config, path: str) -> str:
     from training.figures import all_figures, segment_figure
     from training.rows import save_rows
     from training.tracking import log_training
-    from training.train import summary
+    from training.train import PER, summary
+    from uplift.plan_report import plan_figure
+    from uplift.planning import PLAN, BudgetPlan
 
     simulated = training.tables.simulated
     subtitle = f"{config.name}, {'SIMULATED shop' if simulated else config.source.kind}"
@@ -111,6 +113,12 @@ def _log(training: Training, config: Config, path: str) -> str:
     figures = {
         **figures,
         "segments.png": segment_figure(training.explanation, config.currency, subtitle),
+        "budget_plan.png": plan_figure(
+            BudgetPlan.from_json(training.verdict.bundle.info[PLAN]).scaled(PER),
+            "What a budget brings",
+            subtitle,
+            f"{config.currency} per {PER:,} exposures",
+        ),
     }
     told = summary(training, config)
     registered = log_training(

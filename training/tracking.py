@@ -50,6 +50,8 @@ from training.responses import ResponseReport
 from training.value import Values, values_json
 from uplift.bundle import ScoringBundle, load_bundle
 from uplift.errors import BundleError
+from uplift.plan_report import plan_csv
+from uplift.planning import PLAN, BudgetPlan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -154,6 +156,9 @@ def log_training(
             "report.json",
         )
         mlflow.log_dict(verdict.to_json(), GATE_FILE)
+        plan = verdict.bundle.info[PLAN]
+        mlflow.log_dict(plan, "budget_plan.json")
+        mlflow.log_text(plan_csv(BudgetPlan.from_json(plan)), "budget_plan.csv")
         mlflow.log_dict(json.loads(config.model_dump_json()), "config.json")
         for candidate in evaluation.candidates:
             _log_candidate(candidate, candidate is evaluation.chosen, tables, dataset, config)

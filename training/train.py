@@ -27,6 +27,7 @@ from training.fit import Models, fit_models
 from training.gate import Evidence, Verdict, judge
 from training.gate_steps import NOT_RUN
 from training.guardrails import guardrails
+from training.planning import planned
 from training.responses import ResponseReport, response_reports
 from training.second_seed import gain_again
 from training.targets import check_targets
@@ -170,6 +171,7 @@ def run(
             digest,
         ),
     )
+    verdict = planned(verdict, evaluation, models, config)
     reports = response_reports(dataset, models, config)
     values = Values()
     if plans:

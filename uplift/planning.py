@@ -22,6 +22,8 @@ from uplift.evaluation import RANDOM, Predictions, Scored, rankings
 from uplift.gain_curve import GainCurve, gain_curve, ranked_curve
 from uplift.scores import Estimate, Influence
 
+# Key of the plan among a bundle's facts.
+PLAN = "plan"
 # Shares of the full budget at which a plan is measured.
 SHARES = (0.0, 0.01, 0.02, *(round(0.05 * i, 2) for i in range(1, 21)))
 # Half of the window, as a share of the full budget, in which the return on the last unit is taken.
