@@ -220,8 +220,8 @@ class Bought:
         rows = SortedRows(self.customer[some], values.code[some], self.order[some])
         rows = rows.take(rows.starts(3))
         start = rows.starts(2)
-        last = np.append(start[1:], len(rows)) - 1
-        orders, latest = last - start + 1, self.orders.at[rows.column(2, last)]
+        orders = np.diff(np.append(start, len(rows)))
+        latest = self.orders.at[rows.column(2, start + orders - 1)]
         customer, code = rows.column(0, start), rows.column(1, start)
         own = np.flatnonzero(_changed(customer))
         distinct = np.diff(np.append(own, len(customer)))

@@ -18,6 +18,7 @@ from features.config import Config
 from features.errors import ConfigError, DataError
 from features.frozen import FrozenValues, fit_frozen
 from features.grains import Workbench
+from features.orders import ITEM, OF_ITEMS
 from features.quarantine import quarantine_path
 from features.registry import CATALOGUE, COLUMNS, HELPERS, get
 from features.sources import open_source
@@ -194,7 +195,7 @@ def assert_stored(
 
 def test_a_category_stays_where_one_of_its_lines_came_back(folder: Path) -> None:
     # Of lines of one time, the return of a is sorted before the purchase of b.
-    bought = {"category": "X", "quantity": 1.0}
+    bought: Row = {"category": "X", "quantity": 1.0}
     at = "2024-05-01T08:00"
     lines = [row("1", at, **bought), row("1", at, -10.0, category="X", quantity=-1.0)]
     put(folder / "a.parquet", [*lines, row("1", at, 7.0, **bought | {"product_id": "q"})])
@@ -203,6 +204,28 @@ def test_a_category_stays_where_one_of_its_lines_came_back(folder: Path) -> None
     spine = all_customers(tables, datetime(2024, 6, 1), config)
     found = build_features(tables, spine, names, config, FrozenValues()).frame
     assert found.to_numpy().tolist() == [[1.0, "X"]]
+
+
+def test_purchase_lines_are_those_of_the_raw_lines(
+    shop: tuple[Path, list[Row]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, lines = shop
+    monkeypatch.chdir(there)
+    columns = [name for name in (*ITEM, *OF_ITEMS) if name not in ("since", "until")]
+    spine, found = None, []
+    for incremental in (True, False):
+        config = config_of(incremental=incremental)
+        tables = open_source(config).tables()
+        if spine is None:  # not of everybody
+            spine = all_customers(tables, moments(lines)[0], config).iloc[::2]
+        with Scratch(tables.con) as scratch:
+            loaded = load_spine(spine, config.timezone, scratch)
+            work = Workbench(tables, loaded, config, FrozenValues(), scratch)
+            assert (work.stored is not None) is incremental
+            frame = scratch.fetch(work.items.select(*columns)).to_pandas()
+        found.append(frame.sort_values(columns, ignore_index=True))
+    assert len(found[0]) > 20
+    pd.testing.assert_frame_equal(found[0], found[1], check_dtype=False, check_exact=True)
 
 
 @pytest.mark.slow
