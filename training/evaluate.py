@@ -34,6 +34,7 @@ from uplift.learners.base import Fitted
 from uplift.nuisances import Problem, doubly_robust, realised
 from uplift.papers import PaperScore, paper_scores
 from uplift.scores import Estimate, ScoreMatrix, clustered_mean
+from uplift.selection import select
 
 IMPORTANCE_ROWS = 1000
 # A step of an isotonic calibration rests on at least this share of the rows.
@@ -96,7 +97,7 @@ class Evaluation:
 
     effects   per arm: average effect on profit, and in units of the outcome
     rivals    their values at the cost of the chosen candidate
-    chosen    the candidate with the best validation gain
+    chosen    by validation gain; an ensemble, unless another is clearly better
     importance  share of each feature in its predicted effects, the largest first
     scored    the test rows' score matrices; on_train, those of the training rows
     """
@@ -207,7 +208,7 @@ def evaluate(models: Models, dataset: Dataset, config: Config, population: int) 
     for fitted in models.learners.values():
         prepared = calibrate(fitted, models, dataset, config, on_train, per_row)
         candidates.append(_judge(prepared, models, config, on_train, on_test, per_row))
-    chosen = max(candidates, key=lambda c: c.validation.value)
+    chosen = _choose(candidates, on_train, models, config, per_row)
     predictions = predict(chosen.bundle, test, threads)
     held = out_of_fold(chosen.bundle, chosen.oof, models)
     arms = choose_rivals(on_train, held, per_row)
@@ -240,6 +241,28 @@ def evaluate(models: Models, dataset: Dataset, config: Config, population: int) 
         on_train=on_train,
         predictions=predictions,
     )
+
+
+def _choose(
+    candidates: list[Candidate],
+    on_train: Scored,
+    models: Models,
+    config: Config,
+    per_row: float | None,
+) -> Candidate:
+    """By validation gain; what combines the others stays unless one is clearly better."""
+    named = {candidate.name: candidate for candidate in candidates}
+
+    def sent(name: str) -> FloatArray:
+        held = out_of_fold(named[name].bundle, named[name].oof, models)
+        return model_policy(held, per_row, config.policy.min_incremental_profit)
+
+    return named[
+        select(
+            {name: candidate.validation.value for name, candidate in named.items()},
+            lambda one, other: on_train.gain.compare(sent(other), sent(one)),
+        )
+    ]
 
 
 def _importance(bundle: ScoringBundle, test: TrainingSet, config: Config) -> dict[str, float]:
