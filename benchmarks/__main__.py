@@ -19,6 +19,7 @@ SUITES = {
     "features": "one row of features per customer from order lines",
     "ingest": "the incremental store: daily ingests, and snapshots from it",
     "learners": "learners of effects on simulated experiments, beside causalml's and econml's",
+    "experiments": "policies on real experiments, beside simple ones and causalml's (--data)",
     "decisions": "the true value of decisions on the simulated shop (after make train)",
 }
 

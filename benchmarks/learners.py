@@ -100,10 +100,10 @@ def top(effects: FloatArray, share: float = TREATED) -> FloatArray:
     return policy
 
 
-def selected(problem: Problem, fitted: Mapping[str, Fitted]) -> str:
+def selected(problem: Problem, fitted: Mapping[str, Fitted], share: float = TREATED) -> str:
     """Which one out-of-fold effects and held-out scores choose, by the value of that policy."""
     matrix = ScoreMatrix(problem.gamma, problem.data.cluster)
-    policies = {name: top(one.oof) for name, one in fitted.items()}
+    policies = {name: top(one.oof, share) for name, one in fitted.items()}
     gains = {name: matrix.gain(policy).value for name, policy in policies.items()}
 
     def less_than(one: str, other: str) -> Estimate:
