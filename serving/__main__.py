@@ -1,5 +1,5 @@
-"""Commands of the scorer: `api`, `score`, `snapshot`, `explain`, `migrate`, `keys`, `export`,
-`openapi`.
+"""Commands of the scorer: `api`, `score`, `plan`, `check`, `snapshot`, `explain`, `migrate`,
+`keys`, `export`, `openapi`.
 
 Exit code 0: done; 2: bad input or configuration, with one message; 1: a defect.
 """
@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.run is None:
             return _openapi(options.out)
+        if options.run is _check:
+            return _check(options.decisions)
         config = load_config(options.config, options.set)
         code: int = options.run(config, options)
         return code
@@ -78,6 +80,19 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--exploration-share", type=float, help="default: policy.exploration_share")
     score.add_argument("--out", type=Path, required=True, help="decisions.parquet or .csv")
     score.set_defaults(run=_score)
+
+    plan = commands.add_parser(
+        "plan", parents=[common, moment], help="what a budget brings, measured at training"
+    )
+    plan.add_argument("--features", type=Path, help="rows of given features, with customer_id")
+    plan.add_argument("--out", type=Path, required=True, help="folder of plan.json, .csv and .png")
+    plan.set_defaults(run=_plan)
+
+    check = commands.add_parser(
+        "check", help="check a decisions file against the manifest beside it"
+    )
+    check.add_argument("--decisions", type=Path, required=True, help="decisions.parquet or .csv")
+    check.set_defaults(run=_check)
 
     why = commands.add_parser(
         "explain", parents=[common], help="why customers get what they get, by the snapshot"
@@ -301,6 +316,30 @@ def _explain(config: Config, options: argparse.Namespace) -> int:
     money = config.outcome.kind in ("profit", "spend")
     unit = config.currency if money else f"of the outcome ({config.outcome.kind})"
     print(sentences(explain(scorer, ids, options.most), config.currency, unit))
+    return 0
+
+
+def _plan(config: Config, options: argparse.Namespace) -> int:
+    from serving.load import resolve
+    from serving.plan import make_plan, plan_summary, write_plan
+    from serving.population import from_features, from_source
+
+    moment = config.as_of(parse_time(options.as_of, "--as-of") if options.as_of else None)
+    model = resolve(config)
+    if options.features is not None:
+        population = from_features(options.features, config, model.bundle, moment, threads=0)
+    else:
+        population = from_source(config, model.bundle, moment, threads=0)
+    planned = make_plan(population, model, config)
+    write_plan(planned, config, options.out)
+    print(plan_summary(planned, config, options.out))
+    return 0
+
+
+def _check(decisions: Path) -> int:
+    from serving.audience_manifest import check_decisions
+
+    print(check_decisions(decisions))
     return 0
 
 

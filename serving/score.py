@@ -19,11 +19,13 @@ import pyarrow.parquet as pq
 
 from features.config import Config
 from features.errors import ConfigError
+from serving.audience_manifest import MANIFEST_FORMAT, customers_digest, manifest_path
 from serving.campaign import Campaign, config_digest, decide_all, decision_ids
 from serving.load import LoadedModel, sync_folder, write_atomically
 from serving.population import Population
 from serving.salt import Salt
-from uplift.policy import Decisions
+from uplift.planning import PLAN, BudgetPlan
+from uplift.policy import Decisions, Reason
 
 METADATA = b"persuadables"
 SIMULATED = "The shop is simulated: no real customer stands behind these rows."
@@ -88,6 +90,7 @@ def write_decisions(
         "budget": campaign.budget,
         "expected_cost": certificate.spend,
         "expected_incremental_profit": float(made.expected_incremental_profit.sum()),
+        "planned_gain": planned_gain(model, made),
         "shadow_price": made.shadow_price,
         "upper_bound": certificate.upper_bound,
         "gap": certificate.gap,
@@ -118,19 +121,18 @@ def write_decisions(
         buffer = io.BytesIO()
         pq.write_table(packed, buffer, compression="zstd")
         written = buffer.getvalue()
-    _write(out, written)
+    write_bytes(out, written)
     manifest = {
         **facts,
+        "format": MANIFEST_FORMAT,
         "file": out.name,
         "bytes": len(written),
         "sha256": hashlib.sha256(written).hexdigest(),
+        "columns": table.column_names,
+        "customers_sha256": customers_digest(made.customer_id.tolist()),
     }
     write_atomically(manifest_path(out), manifest)
     return DecisionsFile(out, manifest)
-
-
-def manifest_path(out: Path) -> Path:
-    return out.with_name(out.name + ".manifest.json")
 
 
 def decisions_table(
@@ -216,6 +218,36 @@ def _notes(population: Population, campaign: Campaign, made: Decisions) -> list[
     return notes
 
 
+def planned_gain(model: LoadedModel, made: Decisions) -> dict[str, float] | None:
+    """What the offers that exploration left over are expected to gain: of the plan that was
+    measured at training, at what these customers are expected to cost each. None without a plan,
+    and under limits, which the plan does not know."""
+    plan = model.bundle.info.get(PLAN)
+    certificate = made.certificate
+    if plan is None or certificate is None or made.used:
+        return None
+    customers = int((np.isin(made.reason, [Reason.BEST_NET_VALUE, Reason.BELOW_THRESHOLD])).sum())
+    if customers == 0:
+        return None
+    spend = certificate.spend - certificate.exploration_spend
+    each = BudgetPlan.from_json(plan).gain_at(spend / customers)
+    return each.scaled(customers).to_json()
+
+
+def _gain_told(m: Mapping[str, Any]) -> str:
+    """The expected gain in words: by the plan, never by the models' own sum alone."""
+    gain, money = m["planned_gain"], m["currency"]
+    if gain is not None:
+        return (
+            f"expected profit    {gain['value']:,.2f} {money} [{gain['lo']:,.2f}, "
+            f"{gain['hi']:,.2f}] more than without offers, as held-out customers show"
+        )
+    return (
+        f"predicted profit   {m['expected_incremental_profit']:,.2f} {money} more than without "
+        "offers; the sum of what looks best is too high"
+    )
+
+
 def _dual_track(population: Population, made: Decisions) -> list[str]:
     """A warning where an offer to customers who bought before is expected to bring less than 0.8 of
     what one to new customers brings."""
@@ -245,9 +277,8 @@ def summary(written: DecisionsFile) -> str:
     lines += [f"  {count:>9,}  {arm}" for arm, count in m["offers_by_coupon"].items()]
     lines += [
         f"expected cost      {m['expected_cost']:,.2f} {money} of {budget}",
-        f"expected profit    {m['expected_incremental_profit']:,.2f} {money} more than without "
-        "offers, as predicted; within "
-        f"{m['gap']:,.2f} {money} of the best allocation",
+        _gain_told(m),
+        f"allocation         within {m['gap']:,.2f} {money} of the best one for these scores",
         f"shadow price       {m['shadow_price']:.4f} {money} per {money} of budget",
         *(
             f"limit {limit['name']}: {limit['used']:,.2f} of {limit['most']:,.2f}"
@@ -275,7 +306,8 @@ def _csv(table: pa.Table) -> bytes:
     return str(text).encode()
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file aside, sync it, and rename it into place."""
     handle, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as out:

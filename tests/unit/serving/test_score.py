@@ -10,8 +10,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from features.errors import ConfigError
-from serving.score import METADATA, manifest_path, summary, write_decisions
+from features.errors import ConfigError, DataError
+from serving.audience_manifest import check_decisions, manifest_path
+from serving.score import METADATA, summary, write_decisions
 from tests.unit.serving.small_shop import AS_OF, SALT, Shop, make_config
 from uplift.policy import Reason
 
@@ -152,3 +153,69 @@ def test_a_path_that_cannot_be_written_is_refused(shop: Shop, tmp_path: Path, na
     (tmp_path / "a.file").write_text("")
     with pytest.raises(ConfigError, match="--out"):
         write_decisions(shop.population, shop.model, shop.config, SALT, tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["d.parquet", "d.csv"])
+def test_a_campaign_tool_can_check_the_file(shop: Shop, tmp_path: Path, name: str) -> None:
+    out = tmp_path / name
+    written = write_decisions(shop.population, shop.model, shop.config, SALT, out)
+    manifest = written.manifest
+    assert check_decisions(out) == (
+        f"{name}: 300 customers, {manifest['offers']} offers, expected cost "
+        f"{manifest['expected_cost']:,.2f} EUR: as the manifest says"
+    )
+    ids = "".join(f"{i}\n" for i in shop.population.customer_id.astype(str))
+    assert manifest["customers_sha256"] == hashlib.sha256(ids.encode()).hexdigest()
+    frame = pd.read_parquet(out) if name == "d.parquet" else pd.read_csv(out)
+    assert manifest["columns"] == list(frame.columns)
+    for coupon, cost in manifest["expected_cost_by_coupon"].items():
+        own = frame.loc[frame["coupon_id"] == coupon, "expected_cost"].sum()
+        assert own == pytest.approx(cost)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("rows", 299, "expected rows 299, as the manifest says, found 300"),
+        ("offers", 3, "expected offers 3, as the manifest says"),
+        ("expected_cost", 1.0, "expected expected cost 1.0, as the manifest says"),
+        ("budget", 1.0, "expected an expected cost up to the budget 1.0, found more"),
+        ("customers_sha256", "0", "expected customers_sha256 0"),
+        ("columns", ["customer_id"], "the columns customer_id"),
+        ("sha256", "0" * 64, "with sha256 000000000000"),
+        ("format", 7, "the manifest of d.parquet, found none that can be read"),
+        ("file", "other.parquet", "the manifest of d.parquet"),
+        ("offers_by_coupon", {"c5": 0}, "expected offers of c5 0, as the manifest says"),
+        ("limits", [{"name": "x", "most": 1, "used": 2}], "expected at most 1 of x, found 2"),
+    ],
+)
+def test_a_manifest_that_says_something_else(
+    shop: Shop, tmp_path: Path, key: str, value: object, message: str
+) -> None:
+    out = tmp_path / "d.parquet"
+    write_decisions(shop.population, shop.model, shop.config, SALT, out)
+    manifest = json.loads(manifest_path(out).read_bytes())
+    manifest_path(out).write_text(json.dumps(manifest | {key: value}))
+    with pytest.raises(DataError, match=message):
+        check_decisions(out)
+
+
+def test_a_file_that_was_altered_or_is_absent(shop: Shop, tmp_path: Path) -> None:
+    out = tmp_path / "d.csv"
+    write_decisions(shop.population, shop.model, shop.config, SALT, out)
+    out.write_bytes(out.read_bytes().replace(b"c-010", b"c-011"))
+    with pytest.raises(DataError, match="Do not send it"):
+        check_decisions(out)
+    out.unlink()
+    with pytest.raises(DataError, match="expected a readable file"):
+        check_decisions(out)
+    with pytest.raises(DataError, match="the manifest of nothing"):
+        check_decisions(tmp_path / "nothing.csv")
+
+
+def test_without_a_plan_the_models_own_sum_is_called_too_high(shop: Shop, tmp_path: Path) -> None:
+    written = write_decisions(
+        shop.population, shop.model, shop.config, SALT, tmp_path / "d.parquet"
+    )
+    assert written.manifest["planned_gain"] is None
+    assert "the sum of what looks best is too high" in summary(written)

@@ -1,0 +1,153 @@
+"""What a budget brings for today's customers: the champion's plan, scaled and written down.
+
+The plan was measured at training, per exposure, on rows that nothing had seen. Here it is scaled
+to the customers who may be written to, and nothing is predicted anew but what everything would
+cost: where that differs from the rows of the plan, the customers are others than those, and a note
+says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rcdefaults
+
+from features.config import Config
+from features.errors import ConfigError
+from serving.campaign import Campaign, config_digest
+from serving.load import LoadedModel, write_atomically
+from serving.population import Population
+from serving.score import SIMULATED, write_bytes
+from uplift.bundle import ScoringBundle
+from uplift.evaluation import Predictions
+from uplift.plan_report import plan_csv, plan_figure, plan_sentences
+from uplift.planning import PLAN, BudgetPlan, full_cost
+
+FILES = ("plan.json", "plan.csv", "plan.png")
+# What everything costs may differ so far, as a share, from the rows that the plan was measured on.
+CLOSE = 0.25
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan in money of the whole campaign, and what has to be known of it."""
+
+    plan: BudgetPlan
+    customers: int
+    """Who may be sent an offer: with consent, free of caps and open by the rules, not held out and
+    not exploring."""
+    notes: tuple[str, ...]
+    facts: Mapping[str, Any]
+
+
+def bundle_plan(bundle: ScoringBundle) -> BudgetPlan | None:
+    """The plan that the training left in a bundle."""
+    spec = bundle.info.get(PLAN)
+    return None if spec is None else BudgetPlan.from_json(spec)
+
+
+def make_plan(population: Population, model: LoadedModel, config: Config) -> Planned:
+    """The champion's plan for a population.
+
+    Raises ConfigError where the model knows of no plan.
+    """
+    plan = bundle_plan(model.bundle)
+    if plan is None:
+        raise ConfigError(
+            f"model {model.name} version {model.version}",
+            expected="a model that was trained with a plan of its budget",
+            found="one without",
+            remedy="Train again: python -m training train --config ...",
+        )
+    campaign = Campaign.of(config, model.bundle)
+    moment = np.datetime64(population.as_of.replace(tzinfo=None), "us")
+    left = population.open_at(moment)
+    free = left.consent & left.eligible & ~(left.free_at > moment)
+    open_arms = left.arms & campaign.offered_at(population.as_of) & campaign.in_stock
+    usable = np.isfinite(population.scores.reward).all(axis=1)
+    mine = free & open_arms.any(axis=1) & usable
+    shares = campaign.shares
+    customers = round(float(mine.sum()) * (1 - shares.h) * (1 - shares.exploration))
+    notes = list(population.notes)
+    if population.simulated:
+        notes.insert(0, SIMULATED)
+    if mine.any() and plan.full_budget:
+        here = full_cost(
+            Predictions(
+                population.scores.reward[mine].astype(np.float64),
+                population.scores.cost[mine].astype(np.float64),
+                population.scores.response[mine].astype(np.float64),
+                open_arms[mine],
+            ),
+            campaign.min_profit,
+        )
+        if abs(here / plan.full_budget - 1) > CLOSE:
+            notes.append(
+                f"to send everything costs {here:.3f} {config.currency} a customer here and "
+                f"{plan.full_budget:.3f} in the exposures that the plan was measured on: these "
+                "customers are others, so take the plan as a rough one"
+            )
+    if campaign.limits or any(stock is not None for stock in campaign.stock):
+        notes.append("stock and limits besides the budget are not in the plan")
+    facts = {
+        "campaign_id": campaign.campaign_id,
+        "as_of": population.as_of.isoformat(),
+        "currency": config.currency,
+        "customers": customers,
+        "customers_seen": len(population),
+        "policy": model.bundle.policy,
+        "model_name": model.name,
+        "model_version": model.version,
+        "bundle_sha256": model.sha256,
+        "config_digest": config_digest(config),
+        "data_digest": population.data_digest,
+        "simulated": population.simulated,
+        "notes": notes,
+    }
+    return Planned(plan.scaled(customers), customers, tuple(notes), facts)
+
+
+def write_plan(planned: Planned, config: Config, out: Path) -> list[Path]:
+    """Write plan.csv, plan.png and, last, plan.json into a folder; returns their paths.
+
+    Raises ConfigError where `out` is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(
+            "--out", expected="a folder", found=str(out), remedy="Name another folder."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    rcdefaults()
+    title = "What a budget brings"
+    subtitle = f"{config.name}, {planned.customers:,} customers"
+    subtitle += ", SIMULATED shop" if planned.facts["simulated"] else ""
+    write_bytes(out / "plan.csv", plan_csv(planned.plan).encode())
+    picture = out / ".plan.png"
+    plan_figure(planned.plan, title, subtitle, config.currency).savefig(picture, format="png")
+    picture.replace(out / "plan.png")
+    write_atomically(out / "plan.json", {**planned.facts, **planned.plan.to_json()})
+    return [out / name for name in FILES]
+
+
+def plan_summary(planned: Planned, config: Config, out: Path) -> str:
+    """What the command prints."""
+    facts = planned.facts
+    lines = [
+        f"{planned.customers:,} of {facts['customers_seen']:,} customers may be sent an offer as "
+        f"of {facts['as_of']}, by {facts['policy']}, version {facts['model_version']} of "
+        f"{facts['model_name']}",
+        *plan_sentences(planned.plan, config.currency, config.policy.budget),
+        *(f"note: {note}" for note in planned.notes),
+        f"wrote {', '.join(FILES)} to {out}",
+    ]
+    return "\n".join(lines)
+
+
+def read_plan(path: Path) -> BudgetPlan:
+    """The plan of a plan.json."""
+    return BudgetPlan.from_json(json.loads(path.read_bytes()))

@@ -1,0 +1,117 @@
+"""The plan of a bundle, scaled to the customers who may be sent an offer, and written down."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.errors import ConfigError
+from serving.load import LoadedModel
+from serving.plan import make_plan, plan_summary, read_plan, write_plan
+from serving.score import summary, write_decisions
+from tests.unit.serving.small_shop import SALT, Shop, make_config
+from uplift.evaluation import BEST_RANDOM, Predictions, Scored
+from uplift.plan_report import nearest, plan_rows
+from uplift.planning import PLAN, BudgetPlan, budget_plan
+from uplift.policy import Reason
+from uplift.scores import ScoreMatrix
+
+
+@pytest.fixture(scope="module")
+def plan(shop: Shop) -> BudgetPlan:
+    """Measured on the shop's own customers, with scores around what the model predicts."""
+    scores, rng = shop.population.scores, np.random.default_rng(1)
+    n, k = scores.reward.shape
+    rows = np.arange(n)
+    gamma = np.column_stack([np.zeros(n), scores.reward + rng.normal(0, 1, (n, k))])
+    paid = np.column_stack([np.zeros(n), scores.cost])
+    p = Predictions(
+        scores.reward.astype(float), scores.cost.astype(float), scores.response.astype(float),
+        np.ones((n, k), dtype=bool),
+    )  # fmt: skip
+    scored = Scored(ScoreMatrix(gamma, rows), ScoreMatrix(paid, rows))
+    return budget_plan("t", shop.model.bundle.arms, scored, p, rng, rivals={BEST_RANDOM: 1})
+
+
+@pytest.fixture(scope="module")
+def model(shop: Shop, plan: BudgetPlan) -> LoadedModel:
+    bundle = replace(shop.model.bundle, info={**shop.model.bundle.info, PLAN: plan.to_json()})
+    return replace(shop.model, bundle=bundle)
+
+
+def test_it_is_scaled_to_whom_an_offer_may_be_sent(
+    shop: Shop, model: LoadedModel, plan: BudgetPlan
+) -> None:
+    made = make_plan(shop.population, model, shop.config)
+    # 300 but three without consent and one capped; a tenth held out, a tenth explores.
+    assert made.customers == round(296 * 0.9 * 0.9)
+    assert made.plan == plan.scaled(made.customers)
+    assert made.notes == shop.population.notes
+
+
+def test_customers_unlike_the_rows_of_the_plan_are_noted(
+    shop: Shop, model: LoadedModel, plan: BudgetPlan
+) -> None:
+    dear = replace(plan, full_budget=2 * plan.full_budget)
+    bundle = replace(model.bundle, info={PLAN: dear.to_json()})
+    made = make_plan(shop.population, replace(model, bundle=bundle), shop.config)
+    assert "these customers are others" in made.notes[-1]
+    offers = [o | {"stock": 5} for o in json.loads(shop.config.model_dump_json())["offers"]]
+    config = make_config(shop.root / "tables", offers=offers)
+    assert "stock and limits" in make_plan(shop.population, model, config).notes[-1]
+
+
+def test_the_files_say_one_thing(shop: Shop, model: LoadedModel, tmp_path: Path) -> None:
+    made = make_plan(shop.population, model, shop.config)
+    paths = write_plan(made, shop.config, tmp_path / "plan")
+    assert sorted(p.name for p in (tmp_path / "plan").iterdir()) == sorted(p.name for p in paths)
+    spec = json.loads((tmp_path / "plan/plan.json").read_bytes())
+    assert spec["customers"] == made.customers
+    assert read_plan(tmp_path / "plan/plan.json") == made.plan
+    with (tmp_path / "plan/plan.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["gain"]) for row in rows] == [q.gain.value for q in made.plan.points]
+    assert set(rows[0]) >= {
+        "budget", "gain_lo", "return_on_last_unit", "share_c5", "random", "ahead_of_random_lo",
+        "best_coupon_random", "ahead_of_best_coupon_random_hi",
+    }  # fmt: skip
+    assert (tmp_path / "plan/plan.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    told = plan_summary(made, shop.config, tmp_path / "plan")
+    assert f"recommended: {made.plan.recommended:,.0f}" in told
+    assert f"the budget of 120 brings {made.plan.gain_at(120).value:,.0f}" in told
+
+
+def test_the_summary_of_decisions_tells_the_planned_gain(
+    shop: Shop, model: LoadedModel, plan: BudgetPlan, tmp_path: Path
+) -> None:
+    written = write_decisions(shop.population, model, shop.config, SALT, tmp_path / "d.parquet")
+    m = written.manifest
+    decided = m["reasons"][Reason.BEST_NET_VALUE] + m["reasons"][Reason.BELOW_THRESHOLD]
+    each = plan.gain_at((m["expected_cost"] - m["exploration_cost"]) / decided)
+    assert m["planned_gain"]["value"] == pytest.approx(decided * each.value)
+    told = summary(written)
+    assert f"expected profit    {m['planned_gain']['value']:,.2f} EUR [" in told
+    assert f"{m['expected_incremental_profit']:,.2f}" not in told
+
+
+def test_a_model_without_a_plan_says_so(shop: Shop) -> None:
+    with pytest.raises(ConfigError, match="Train again"):
+        make_plan(shop.population, shop.model, shop.config)
+
+
+def test_a_file_is_no_folder(shop: Shop, model: LoadedModel, tmp_path: Path) -> None:
+    (tmp_path / "plan").write_text("")
+    with pytest.raises(ConfigError, match="expected a folder"):
+        write_plan(make_plan(shop.population, model, shop.config), shop.config, tmp_path / "plan")
+
+
+def test_the_table_has_a_row_per_budget(plan: BudgetPlan) -> None:
+    rows = plan_rows(plan)
+    assert [row["share_of_full"] for row in rows][-1] == 1.0
+    assert nearest(plan, 0.26 * plan.full_budget).budget == pytest.approx(0.25 * plan.full_budget)
+    assert sum(rows[-1][f"share_{arm}"] for arm in plan.arms) <= 1.0
