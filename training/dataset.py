@@ -6,6 +6,7 @@ assigned_at. An exposure whose window is still open has no outcome yet: it is le
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -79,6 +80,14 @@ def build_dataset(
     closed = _closed(rows, tables, config)
     counts["open_windows"] = int((~closed).sum())
     rows = rows[closed].reset_index(drop=True)
+    held_out = _held_out(rows)
+    if held_out.any():
+        counts["held_out"] = int(held_out.sum())
+        rows = rows[~held_out].reset_index(drop=True)
+        notes.append(
+            f"{counts['held_out']:,} held-out exposures had no part in the draw that their "
+            "probabilities describe: left out"
+        )
     _require(rows, tables, config, counts)
     overlap = _overlap_share(rows, config.outcome.window_days)
     if overlap > 0:
@@ -367,6 +376,8 @@ def _assignment(
     known = np.zeros(n, dtype=bool)
     if "assignment_probs" in rows.columns:
         for i, value in enumerate(rows["assignment_probs"]):
+            if isinstance(value, str):  # a source gives the text of the map
+                value = json.loads(value)
             pairs = value.items() if isinstance(value, Mapping) else value
             if isinstance(value, Mapping | list) and value:
                 named = dict(pairs)
@@ -400,6 +411,15 @@ def _assignment(
         left = ~known
         probabilities[left] = _logged_or_shares(rows[left], arm[left], config, len(arms), notes)
     return probabilities, False, notes
+
+
+def _held_out(rows: pd.DataFrame) -> np.ndarray[Any, Any]:
+    """(n,) exposures of held-out customers whose logged map of probabilities is that of customers
+    who are not held out."""
+    if not {"holdout_kind", "assignment_probs"} <= set(rows.columns):
+        return np.zeros(len(rows), dtype=bool)
+    held = rows["holdout_kind"].isin(("campaign", "global")) & rows["assignment_probs"].notna()
+    return held.to_numpy(dtype=bool)
 
 
 def _nested(configured: Mapping[str, Any]) -> bool:
