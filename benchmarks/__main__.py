@@ -20,6 +20,7 @@ SUITES = {
     "ingest": "the incremental store: daily ingests, and snapshots from it",
     "learners": "learners of effects on simulated experiments, beside causalml's and econml's",
     "experiments": "policies on real experiments, beside simple ones and causalml's (--data)",
+    "scale": "the learners and their evaluation on 60 features and five arms (--full: a million)",
     "decisions": "the true value of decisions on the simulated shop (after make train)",
 }
 
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--full",
         action="store_true",
-        help="features: 10 million lines; learners: 200,000 rows",
+        help="features: 10 million lines; learners: 200,000 rows; scale: a million",
     )
     parser.add_argument("--rows", type=int, default=0, help="learners, scale: rows to learn from")
     parser.add_argument(

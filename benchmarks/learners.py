@@ -28,7 +28,7 @@ from uplift.data import Float32Array, FloatArray, TrainingSet, draw_folds
 from uplift.errors import DesignError
 from uplift.learners import LEARNERS, Fitted, make_learner
 from uplift.nuisances import Problem, prepare
-from uplift.scores import Estimate, ScoreMatrix
+from uplift.scores import Estimate, ScoreMatrix, top_up_to
 from uplift.selection import select
 
 Result = TypeVar("Result")
@@ -92,11 +92,11 @@ def value(effects: FloatArray, truth: FloatArray, share: float = TREATED) -> flo
 
 
 def top(effects: FloatArray, share: float = TREATED) -> FloatArray:
-    """(n, K) that policy: 1 for the arm that is sent."""
-    best = effects.argmax(axis=1)
-    first = np.argsort(-effects.max(axis=1), kind="stable")[: round(share * len(effects))]
+    """(n, K) that policy: how far a row is sent each arm. Equal effects share what is left at the
+    cut, so the order of the rows is nothing to win by."""
+    rows, best = np.arange(len(effects)), effects.argmax(axis=1)
     policy = np.zeros_like(effects)
-    policy[first, best[first]] = 1.0
+    policy[rows, best] = top_up_to(effects[rows, best], np.ones(len(rows)), share * len(rows))
     return policy
 
 

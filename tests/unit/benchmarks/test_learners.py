@@ -24,6 +24,8 @@ def test_the_value_of_a_policy_by_hand() -> None:
     truth = np.array([[5.0, 2.0], [3.0, 9.0], [7.0, 7.0], [1.0, 1.0], [4.0, 4.0]])
     assert value(effects, truth, share=0.4) == pytest.approx((2.0 + 3.0) / 5)
     assert value(truth, truth, share=1.0) == pytest.approx((5 + 9 + 7 + 1 + 4) / 5)
+    # All alike: everyone's first arm in equal parts, whatever the order of the rows.
+    assert value(np.ones((5, 2)), truth, share=0.4) == pytest.approx(0.4 * (5 + 3 + 7 + 1 + 4) / 5)
 
 
 @pytest.mark.parametrize("name", WORLDS)

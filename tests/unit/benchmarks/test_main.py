@@ -17,7 +17,7 @@ def test_every_suite_can_be_run() -> None:
 
 def test_an_unknown_suite_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--only", "speed"]) == 2
-    named = "allocation, catalogue, features, ingest, learners, experiments, decisions"
+    named = "allocation, catalogue, features, ingest, learners, experiments, scale, decisions"
     assert f"expected some of {named}, found 'speed'" in capsys.readouterr().err
 
 
