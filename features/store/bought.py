@@ -8,7 +8,7 @@ one whole number that is made of their columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,34 +100,44 @@ class Bought:
     @cached_property
     def _lines(self) -> _Lines:
         """The lines, with the columns that most features ask for: each file is opened once."""
-        texts = [name for name in EAGER if name in self.columns]
-        rows, places, found, launched = [], [], _Chunks(texts, self.cut), _Launched()
+        texts = {name: _Texts() for name in EAGER if name in self.columns}
+        numbers: dict[str, list[Floats]] = {name: [] for name in NUMBERS}
+        rows, places, sold = [], [], []
         for file in self.files:
-            table = found.read(file, KEYS)
+            table = _read(file, texts, (*KEYS, *(f"_{name}" for name in NUMBERS)))
             number, bought = table["_order"].to_numpy(), _true(table["_bought"])
             place, known = self.orders.find(number)
-            rows.append(np.flatnonzero(known & bought & ~_true(table["_repeat"])))
-            places.append(place[rows[-1]])
-            if PRODUCT in texts:
-                launched.add(table, bought)
-            found.add(table, rows[-1])
+            own = np.flatnonzero(known & bought & ~_true(table["_repeat"]))
+            rows.append(own)
+            places.append(place[own])
+            for name, found in numbers.items():
+                found.append(table[f"_{name}"].to_numpy()[own])
+            for name, text in texts.items():
+                code = text.add(table[name], own)
+                if name == PRODUCT:
+                    sold.append((_day(number), code[bought]))
         for file in self.cut_files if PRODUCT in texts else ():
-            table = pq.ParquetFile(file, read_dictionary=[PRODUCT]).read([*KEYS, PRODUCT])
-            launched.add(table, _true(table["_bought"]))
-        places.append(self.cut["place"].to_numpy())
-        return _Lines(np.concatenate(places), rows, found.columns(), launched)
+            table = _read(file, [PRODUCT], KEYS)
+            code = texts[PRODUCT].add(table[PRODUCT], rows=None)
+            sold.append((_day(table["_order"].to_numpy()), code[_true(table["_bought"])]))
+        order = np.concatenate([*places, self.cut["place"].to_numpy()])
+        columns = {name: text.coded(self.cut[name]) for name, text in texts.items()}
+        amounts = {
+            name: np.concatenate([*found, self.cut[name].to_numpy()])
+            for name, found in numbers.items()
+        }
+        launched = texts[PRODUCT].earliest(sold) if PRODUCT in texts else np.array([_NEVER])
+        return _Lines(order, rows, columns, amounts, launched)
 
     def _text(self, name: str) -> Coded:
         """(lines,) A column of OF_LINES."""
-        columns = self._lines.columns
+        columns = self._lines.texts
         if name not in columns:
-            found = _Chunks([name], self.cut, ())
+            found = _Texts()
             for file, rows in zip(self.files, self._lines.rows, strict=True):
-                found.add(found.read(file, ()), rows)
-            columns |= found.columns()
-        column = columns[name]
-        assert isinstance(column, Coded)
-        return column
+                found.add(_read(file, [name], ())[name], rows)
+            columns[name] = found.coded(self.cut[name])
+        return columns[name]
 
     @property
     def order(self) -> Ints:
@@ -155,7 +165,7 @@ class Bought:
         nothing = pa.nulls(len(self.order), pa.string())
         for name in OF_LINES:
             columns[name] = self._text(name).texts if name in self.columns else nothing
-        return pa.table(columns | {name: self._lines.columns[name] for name in NUMBERS})
+        return pa.table(columns | self._lines.numbers)
 
     # --- products ---
 
@@ -192,16 +202,15 @@ class Bought:
         if len(recent) < len(rows):
             rows = rows.take(recent)
         product, day = rows.column(1), rows.column(2) + self._first_day
-        launch = self._lines.launched.days(values)
+        launch = self._lines.launched
         known = (launch != _NEVER) & (launch - self.start >= first_days)
         young = known[product] & (day - launch[product] <= launch_days)
         start = rows.starts(2)
-        on_days = np.searchsorted(start, rows.starts(3), side="right") - 1
         return pa.table(
             {
                 "row": rows.column(0, start),
                 "product_id": Coded(product[start].astype(np.int32), values.values).texts,
-                "days": np.bincount(on_days, minlength=len(start)),
+                "days": _reduced(np.add, rows.changed(3).astype(np.int64), start),
                 "lines": np.diff(np.append(start, len(rows))),
                 "launched": _reduced(np.add, young.astype(np.int64), start),
             }
@@ -263,11 +272,15 @@ class SortedRows:
     def __len__(self) -> int:
         return len(self.columns[0] if self.key is None else self.key)
 
+    def changed(self, n: int) -> Bools:
+        """Whether a row differs from the one before it in its first n columns."""
+        if self.key is None:
+            return _changed(*self.columns[:n])
+        return _changed(self.key >> sum(self.widths[n:]))
+
     def starts(self, n: int) -> Ints:
         """Positions where a row differs from the one before it in its first n columns."""
-        if self.key is None:
-            return np.flatnonzero(_changed(*self.columns[:n]))
-        return np.flatnonzero(_changed(self.key >> sum(self.widths[n:])))
+        return np.flatnonzero(self.changed(n))
 
     def column(self, i: int, at: Ints | slice = slice(None)) -> Ints:
         """The values of a column, at some positions."""
@@ -287,74 +300,76 @@ class SortedRows:
 
 @dataclass(frozen=True)
 class _Lines:
-    """`order` of each line, its position; `rows`: which rows of each file the lines are."""
+    """`order` of each line, its position; `rows`: which rows of each file the lines are.
+
+    `launched`: local day of the first sale to anybody by code of the product; _NEVER of none.
+    """
 
     order: Ints
     rows: list[Ints]
-    columns: dict[str, Coded | Floats]
-    launched: _Launched
+    texts: dict[str, Coded]
+    numbers: dict[str, Floats]
+    launched: Ints
 
 
-class _Chunks:
-    """Columns that are read file by file: texts as numbers, and NUMBERS."""
+class _Texts:
+    """A column of texts that is read file by file.
 
-    def __init__(self, texts: Sequence[str], cut: pa.Table, numbers: Sequence[str] = NUMBERS):
-        self.texts, self.cut = texts, cut
-        self.raw = {name: name for name in texts} | {name: f"_{name}" for name in numbers}
-        self.chunks: dict[str, list[pa.Array]] = {name: [] for name in self.raw}
-
-    def read(self, file: Path, also: Sequence[str]) -> pa.Table:
-        """The columns of a file, and others."""
-        names = [*also, *self.raw.values()]
-        return pq.ParquetFile(file, read_dictionary=self.texts).read(names)
-
-    def add(self, table: pa.Table, rows: Ints) -> None:
-        """Rows of what `read` gave."""
-        some = table.select(list(self.raw.values()))
-        if len(rows) < len(some):
-            some = some.unify_dictionaries().take(pa.array(rows))
-        for name, raw in self.raw.items():
-            self.chunks[name] += some[raw].chunks
-
-    def columns(self) -> dict[str, Coded | Floats]:
-        """The columns of all rows, those of the day of the moment at the end."""
-        found: dict[str, Coded | Floats] = {}
-        for name in self.raw:
-            cut, chunks = self.cut[name], self.chunks.pop(name)
-            if name in self.texts:
-                found[name] = _coded(pa.chunked_array([*chunks, *cut.dictionary_encode().chunks]))
-            else:
-                found[name] = np.concatenate([c.to_numpy() for c in [*chunks, *cut.chunks]])
-        return found
-
-
-class _Launched:
-    """When products were first sold to anybody; files are added by day."""
+    A file has each of its texts once, and for each row a place among them. Places count on from
+    file to file, with one more per file for NULL; what text is at a place is settled at the end.
+    """
 
     def __init__(self) -> None:
-        self.names: list[pa.Array] = []
-        self.on: list[int] = []
+        self.dictionaries: list[pa.Array] = []
+        self.places: list[Ints] = []
+        self.size = 0
 
-    def add(self, table: pa.Table, bought: Bools) -> None:
-        """The lines of a day; which of them are purchases."""
-        day = (table["_order"][0].as_py() >> SHIFT) - 2
-        chunks = table[PRODUCT].chunks  # of a dictionary each
-        ends = np.cumsum([len(chunk) for chunk in chunks])
-        for chunk, of_chunk in zip(chunks, np.split(bought, ends[:-1]), strict=True):
-            sold = np.zeros(len(chunk.dictionary) + 1, dtype=bool)
-            sold[pc.fill_null(chunk.indices, len(chunk.dictionary)).to_numpy()[of_chunk]] = True
-            self.names.append(chunk.dictionary.filter(pa.array(sold[:-1])))
-            self.on += [day] * len(self.names[-1])
+    def add(self, column: pa.ChunkedArray, rows: Ints | None) -> Ints:
+        """Places of all rows of a file, of which these rows (None: no row) are of the column."""
+        found = []
+        for chunk in column.chunks:
+            texts = len(chunk.dictionary)
+            found.append(pc.fill_null(chunk.indices, texts).to_numpy() + self.size)
+            self.dictionaries.append(chunk.dictionary)
+            self.size += texts + 1
+        places: Ints = np.concatenate(found)
+        if rows is not None:
+            self.places.append(places[rows])
+        return places
 
-    def days(self, product: Coded) -> Ints:
-        """The local day of the first sale by code of the product; _NEVER of no product."""
-        days = np.full(len(product.values) + 1, _NEVER)
-        if self.names:
-            code = pc.index_in(pa.chunked_array(self.names), product.values)
-            # From the last to the first: the first day stays.
-            days[code.fill_null(product.nothing).to_numpy()[::-1]] = self.on[::-1]
-        days[-1] = _NEVER
-        return days
+    def coded(self, cut: pa.ChunkedArray) -> Coded:
+        """The column, these texts at its end."""
+        if len(cut):
+            self.add(cut.dictionary_encode(), np.arange(len(cut)))
+        rank, values = self._rank
+        places = np.concatenate(self.places) if self.places else np.zeros(0, dtype=np.int64)
+        return Coded(rank[places], values)
+
+    @cached_property
+    def _rank(self) -> tuple[npt.NDArray[np.int32], pa.Array]:
+        """The rank of the text at each place, and all texts, ascending."""
+        texts = pa.chunked_array(self.dictionaries, pa.string()).combine_chunks()
+        coded = texts.dictionary_encode()
+        order = pc.sort_indices(coded.dictionary)
+        ranks = np.empty(len(order), dtype=np.int32)
+        ranks[order.to_numpy()] = np.arange(len(order))
+        found = np.full(self.size, len(order), dtype=np.int32)
+        nulls = np.cumsum([len(own) + 1 for own in self.dictionaries]) - 1
+        there = np.ones(self.size, dtype=bool)
+        there[nulls] = False
+        found[there] = ranks[coded.indices.to_numpy()]
+        return found, coded.dictionary.take(order)
+
+    def earliest(self, sold: Sequence[tuple[int, Ints]]) -> Ints:
+        """Of days, ascending, with places of rows: the first day of each text, _NEVER of NULL."""
+        rank, values = self._rank
+        days = np.full(self.size, _NEVER)
+        for day, places in sold:
+            days[places] = day
+        found = np.full(len(values) + 1, _NEVER)
+        np.minimum.at(found, rank, days)
+        found[-1] = _NEVER
+        return found
 
 
 def found_in(ascending: Ints, wanted: Ints) -> tuple[Ints, Bools]:
@@ -386,12 +401,12 @@ def _true(column: pa.ChunkedArray) -> Bools:
     return found
 
 
-def _coded(column: pa.ChunkedArray) -> Coded:
-    whole = column.unify_dictionaries().combine_chunks()
-    order = pc.sort_indices(whole.dictionary)
-    rank = np.empty(len(order) + 1, dtype=np.int32)
-    rank[order.to_numpy()] = np.arange(len(order))
-    rank[-1] = len(order)
-    return Coded(
-        rank[pc.fill_null(whole.indices, len(order)).to_numpy()], whole.dictionary.take(order)
-    )
+def _read(file: Path, texts: Iterable[str], others: Sequence[str]) -> pa.Table:
+    """Columns of a data file, the texts as places among its distinct texts."""
+    texts = list(texts)
+    return pq.ParquetFile(file, read_dictionary=texts).read([*texts, *others])
+
+
+def _day(number: Ints) -> int:
+    """The local day whose lines bear these numbers."""
+    return int(number[0] >> SHIFT) - 2
