@@ -107,9 +107,13 @@ class Workbench:
     def order_days(self) -> ir.Table:
         """Local dates with a valid order: day, age, value (net of linked returns)."""
         known = self.history.filter(self.history.valid)
-        days = known.group_by(["row", "day"]).agg(
-            age=known.age.min(), value=(known.paid + known.linked).sum()
-        )
+        sums = {"value": (known.paid + known.linked).sum()}
+        if not self.spine.single:
+            sums["age"] = known.age.min()
+        days = known.group_by(["row", "day"]).agg(**sums)
+        if self.spine.single:  # the age follows from the day
+            today = ibis.literal(self.spine.earliest_day, type="int64")
+            days = days.mutate(age=today - days.day)
         return self.scratch.keep(days)
 
 
@@ -117,6 +121,11 @@ def _greatest(values: Iterable[ir.Value]) -> ir.Value:
     """The greatest that is not NULL; not every engine knows that of one value."""
     given = list(values)
     return ibis.greatest(*given) if len(given) > 1 else given[0]
+
+
+@ibis.udf.agg.builtin  # type: ignore[untyped-decorator]
+def count_if(holds: bool) -> int:  # type: ignore[empty-body]
+    """How many rows hold; faster on DuckDB than a filtered count."""
 
 
 class Facts:
@@ -136,7 +145,7 @@ class Facts:
         return self.table.age <= days
 
     def count(self, where: ir.Value | None = None) -> ir.Value:
-        return self.table.count(where=where)
+        return self.table.count() if where is None else count_if(where)
 
     @staticmethod
     def total(what: ir.Value, where: ir.Value) -> ir.Value:
@@ -148,7 +157,7 @@ class Facts:
 
         For a handful of values that are known beforehand: one pass counts all of them.
         """
-        count = {v: self.table.count(where=holds) for v, holds in sorted(values.items())}
+        count = {v: self.count(holds) for v, holds in sorted(values.items())}
         last = {v: self.table.order_at.max(where=holds) for v, holds in sorted(values.items())}
         most = _greatest(count.values())
         # The time of a value that no order has is NULL, and so it is never the latest.

@@ -37,17 +37,28 @@ class Lines:
         """Lines of the spine's customers, by their code there, before its latest moment."""
         own = self.codes.join(spine.customers, "customer_id")
         own = scratch.keep(own.select(number=self.codes.customer, code=spine.customers.customer))
-        ends = own.agg(people=own.count(), first=own.number.min(), last=own.number.max())
-        people, first, last = scratch.fetch(ends).to_pylist()[0].values()
         seen = self.lines.filter(seen_before(self.lines["at"], spine.latest))
+        shift = own.code - own.number
+        ends = own.agg(
+            people=own.count(),
+            first=own.number.min(),
+            last=own.number.max(),
+            least=shift.min(),
+            most=shift.max(),
+        )
+        people, first, last, least, most = scratch.fetch(ends).to_pylist()[0].values()
         if 0 < people < self.customers:
             # Lines lie in the order of the numbers: those outside are not even read.
             seen = seen.filter(seen.customer.between(first, last))
+        if people and people == last - first + 1 and least == most:
+            # Everybody between, in the same order: nothing to look up.
+            code = (seen.customer + least).cast("int32")
+            return seen.mutate(customer=code, **self.constants)
         joined = seen.inner_join(own, seen.customer == own.number)
         columns = {name: seen[name] for name in seen.columns if name != "customer"}
         found = joined.select(customer=own.code, **columns)
         # Of most customers between, finding them again for each use is cheaper than writing.
-        few = people == 0 or 2 * people < last - first + 1
+        few = not people or 2 * people < last - first + 1
         return (scratch.keep(found) if few else found).mutate(**self.constants)
 
 

@@ -215,21 +215,25 @@ def money_history(lines: ir.Table, versions: ir.Table) -> ir.Table:
     that is no valid order. Columns: FACT, STATE, returned (negative). A return that is linked to
     its order counts as `linked` there and as `returned` at its own day.
     """
-    # Lines by themselves in one pass: what is of purchases is nothing in a return, and the reverse.
-    single = lines.filter(lines.is_return | lines.order.isnull())
-    single = _facts(single, valid=single.bought).mutate(
-        returned=single.linked, linked=ibis.literal(0.0)
-    )
+    alone = lines.filter(lines.bought & lines.order.isnull())
+    back = lines.filter(lines.is_return)
+    nothing: dict[str, ir.Value] = {name: ibis.literal(0.0) for name in SUMS}
     return ibis.union(
-        single.select(*FACT, *STATE, "returned"),
+        _facts(alone, valid=True).select(*FACT, *STATE, returned=ibis.literal(0.0)),
         versions.select(*FACT, *STATE, returned=ibis.literal(0.0)),
+        _facts(back, valid=False)
+        .mutate(returned=back.linked)
+        .mutate(**nothing)
+        .select(*FACT, *STATE, "returned"),
         distinct=False,
     )
 
 
-def _facts(lines: ir.Table, *, valid: ir.Value) -> ir.Table:
+def _facts(lines: ir.Table, *, valid: bool) -> ir.Table:
     """Lines as facts of their own, which no later row changes."""
-    return lines.mutate(order_at=lines["at"], since=lines["at"], until=forever(), valid=valid)
+    return lines.mutate(
+        order_at=lines["at"], since=lines["at"], until=forever(), valid=ibis.literal(valid)
+    )
 
 
 ITEM = ("customer", "order_at", "day", "since", "until", "order_paid")
@@ -245,8 +249,7 @@ def order_items(lines: ir.Table, versions: ir.Table) -> tuple[ir.Table, ir.Table
     """
     bought = lines.filter(lines.bought)
     alone = bought.filter(bought.order.isnull())
-    single = _facts(alone, valid=alone.bought).mutate(order_paid=alone.paid)
-    single = single.select(*ITEM, *OF_ITEMS)
+    single = _facts(alone, valid=True).mutate(order_paid=alone.paid).select(*ITEM, *OF_ITEMS)
     return single, shared_items(bought, versions)
 
 

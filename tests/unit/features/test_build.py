@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from datetime import datetime
 
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from features.build import _parts, build_features
 from features.config import Config
 from features.frozen import FrozenValues, fit_frozen
+from features.lines import lines_of
 from features.spine import all_customers
 from features.tables import Tables
 from tests.unit.features.worked_example import AS_OF, EXPECTED, EXPECTED_TEXT
@@ -60,3 +62,47 @@ def test_customers_in_several_passes_over_the_lines(
     assert len(_parts(example, both)) > 3
     parts = build_features(example, both, names, example_config, FROZEN).frame
     pd.testing.assert_frame_equal(parts, whole, check_exact=True)
+
+
+def test_a_customers_row_does_not_depend_on_who_else_is_asked_for(
+    example: Tables, example_config: Config
+) -> None:
+    """Everybody, a run of them, some with gaps, another order, one who is unknown: lines are found
+    in different ways."""
+    everybody = all_customers(example, AS_OF, example_config)
+    names = ["orders_365d", "spend_365d", "order_days_total", "category_favourite_365d"]
+    whole = build_features(example, everybody, names, example_config, FROZEN).frame
+    whole.index = pd.Index(everybody["customer_id"])
+    for ids in ("CDEFG", "AI", "IHGFEDCBA", "AZ"):
+        spine = pd.DataFrame({"customer_id": list(ids), "as_of": everybody["as_of"].iloc[0]})
+        found = build_features(example, spine, names, example_config, FROZEN).frame
+        found.index = pd.Index(list(ids))
+        known = [name for name in ids if name != "Z"]
+        pd.testing.assert_frame_equal(
+            found.loc[known], whole.loc[known], check_exact=True, check_names=False
+        )
+        if "Z" in ids:
+            assert found.loc["Z", "orders_365d"] == 0
+
+
+def test_parts_are_customers_whose_ids_follow_each_other(
+    example: Tables, example_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = list("HCAGBIDEF")
+    spine = pd.DataFrame({"customer_id": ids * 2, "as_of": AS_OF})
+    monkeypatch.setattr("features.build.PART_LINES", 20)
+    parts = _parts(example, spine)
+    assert len(parts) > 2
+    assert sorted(row for rows in parts for row in rows) == list(range(len(spine)))
+    own = [sorted({spine["customer_id"][row] for row in rows}) for rows in parts]
+    assert [name for part in own for name in part] == sorted(ids)
+
+
+def test_lines_lie_in_the_order_of_the_ids(example: Tables, example_config: Config) -> None:
+    offsets = [(datetime(2020, 1, 1), 0)]
+    lines = lines_of(replace(example, prepared={}), example_config, offsets)
+    codes = lines.codes.to_pyarrow().sort_by("customer").to_pydict()
+    assert codes["customer"] == list(range(lines.customers))
+    assert codes["customer_id"] == sorted(codes["customer_id"])
+    bounds = lines.lines.agg(a=lines.lines.customer.min(), b=lines.lines.customer.max())
+    assert bounds.to_pyarrow().to_pylist() == [{"a": 0, "b": lines.customers - 1}]
