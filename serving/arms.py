@@ -7,7 +7,7 @@ columns. Rules that the configuration does not have cost nothing: then there are
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -61,6 +61,16 @@ class ArmRules:
             self.channel[some],
             {name: flags[some] for name, flags in self.who.items()},
             None if self.fired is None else self.fired[some],
+        )
+
+    def first(self, arms: int) -> ArmRules:
+        """The rules of the first so many arms."""
+        return replace(
+            self,
+            consent=self.consent[:, :arms],
+            eligible=self.eligible[:, :arms],
+            free_at=self.free_at[:, :arms],
+            channel=self.channel[:, :arms],
         )
 
 

@@ -50,21 +50,31 @@ class Campaign:
     stock: tuple[int | None, ...] = ()
     """(K,) pieces that may still be offered; None: no limit."""
     limits: tuple[LimitConfig, ...] = ()
+    unseen: int = 0
+    """How many of the arms, the last ones, the bundle does not know."""
 
     @classmethod
-    def of(cls, config: Config, bundle: ScoringBundle, window_id: int = 0) -> Campaign:
-        """The campaign called `name`, which exists from the configuration."""
+    def of(
+        cls,
+        config: Config,
+        bundle: ScoringBundle,
+        window_id: int = 0,
+        unseen: tuple[str, ...] = (),
+    ) -> Campaign:
+        """The campaign called `name`, which exists from the configuration. unseen: coupons that the
+        bundle does not know and draws may try; they come after its arms."""
         ours = {offer.coupon_id: offer for offer in config.offers}
         active = tuple(arm in ours and ours[arm].active for arm in bundle.arms)
         kept = tuple(a and k for a, k in zip(active, bundle.offered, strict=True))
         silent = any(active) and not any(kept)
-        days = tuple(ours[arm].valid_days if arm in ours else 0 for arm in bundle.arms)
+        arms = (*bundle.arms, *unseen)
+        days = tuple(ours[arm].valid_days if arm in ours else 0 for arm in arms)
         policy = config.policy
-        known = [ours.get(arm) for arm in bundle.arms]
+        known = [ours.get(arm) for arm in arms]
         return cls(
             campaign_id=config.name,
             window_id=window_id,
-            offered=active if silent else kept,
+            offered=(*(active if silent else kept), *(not silent for _ in unseen)),
             sends_nothing=silent,
             valid_days=days,
             shares=Shares(
@@ -75,7 +85,8 @@ class Campaign:
             budget=policy.budget,
             min_profit=policy.min_incremental_profit,
             version=config_digest(config, ("offers", "policy", "contact", "triggers"))[:8],
-            arms=bundle.arms,
+            arms=arms,
+            unseen=len(unseen),
             dates=tuple(
                 (None, None) if o is None else (_naive(o.valid_from), _naive(o.valid_until))
                 for o in known
@@ -157,6 +168,12 @@ def decide_all(population: Population, campaign: Campaign, salt: Salt) -> Decisi
     if population.quiet_until is not None:
         quiet = population.quiet_until > moment
         reasons[quiet & (reasons == None)] = Reason.QUIET_HOURS  # noqa: E711
+    new = population.unseen
+    if new is not None:
+        # Any reward will do: what nobody knows the effect of is drawn, never chosen.
+        reward = np.hstack([reward, np.zeros(new.cost.shape)])
+        cost = np.hstack([cost, _double(new.cost)])
+    only = np.arange(cost.shape[1]) >= cost.shape[1] - campaign.unseen
     return decide(
         population.customer_id.astype(str).tolist(),
         campaign.worth(reward),
@@ -170,13 +187,15 @@ def decide_all(population: Population, campaign: Campaign, salt: Salt) -> Decisi
         eligible=None if population.arms is None else left.arms,
         offered=campaign.offered_at(population.as_of),
         in_stock=campaign.in_stock,
-        limits=limits_of(campaign, population),
+        exploration_only=only if campaign.unseen else None,
+        limits=limits_of(campaign, population, cost),
         pre_reasons=reasons,
     )
 
 
-def limits_of(campaign: Campaign, population: Population) -> list[Limit]:
-    """The limits besides the budget: stock of each coupon, and what policy.limits names.
+def limits_of(campaign: Campaign, population: Population, cost: FloatArray) -> list[Limit]:
+    """The limits besides the budget: stock of each coupon, and what policy.limits names. cost:
+    (n, K) expected costs, of unseen coupons too.
 
     Raises ConfigError for a limit on a coupon or a channel that no offer of the model has.
     """
@@ -192,7 +211,7 @@ def limits_of(campaign: Campaign, population: Population) -> list[Limit]:
         if given.coupons:
             _require(f"{where}.coupons", given.coupons, campaign.arms)
             columns = np.array([[float(arm in given.coupons) for arm in campaign.arms]])
-        uses = columns * _double(population.scores.cost) if given.of == "cost" else columns
+        uses = columns * cost if given.of == "cost" else columns
         rules = population.arms
         if given.who is not None:
             if rules is None or given.name not in rules.who:

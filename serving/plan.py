@@ -64,6 +64,7 @@ def make_plan(population: Population, model: LoadedModel, config: Config) -> Pla
             found="one without",
             remedy="Train again: python -m training train --config ...",
         )
+    population = population.seen_only()
     campaign = Campaign.of(config, model.bundle)
     moment = np.datetime64(population.as_of.replace(tzinfo=None), "us")
     left = population.open_at(moment)

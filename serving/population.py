@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from serving.arms import (
     open_arms,
     refuse_rules,
 )
+from serving.unseen import Unseen, unseen_arms
 from uplift.bundle import Scores, ScoringBundle
 from uplift.data import BoolArray, Float32Array, FloatArray
 
@@ -81,6 +82,8 @@ class Population:
     arms         what rules leave of each arm; None without such rules
     quiet_until  (n,) when the quiet hours end, where decisions are sent at once; NaT: now
     hours        when to write to each customer, where that is asked for
+    unseen       coupons that the model has not seen, which only draws may give; the rules of arms
+                 then have their columns too
     toll         (n, K) what the prices of a snapshot's limits take off the worth of each arm
     """
 
@@ -103,6 +106,7 @@ class Population:
     quiet_until: Times | None = None
     hours: SendTimes | None = None
     toll: Float32Array | None = None
+    unseen: Unseen | None = None
 
     def __len__(self) -> int:
         return len(self.customer_id)
@@ -115,10 +119,15 @@ class Population:
             None if self.arms is None else self.arms.rows(rows),
             np.asarray(self.consent[rows]),
             np.asarray(self.free_at[rows]),
-            self.scores.reward.shape[1],
+            self.scores.reward.shape[1] + (0 if self.unseen is None else len(self.unseen.arms)),
             moment,
             entering=entering,
         )
+
+    def seen_only(self) -> Population:
+        """Without the coupons that the model has not seen."""
+        arms = self.scores.reward.shape[1]
+        return replace(self, unseen=None, arms=None if self.arms is None else self.arms.first(arms))
 
     def find(self, ids: Sequence[str]) -> tuple[npt.NDArray[np.int64], BoolArray]:
         """(m,) row of each id, and whether it is known (the row of an unknown id means nothing)."""
@@ -167,7 +176,12 @@ def from_tables(
         rfm = frame[list(RFM)].to_numpy(dtype=np.float64, na_value=np.nan)
     X = bundle.schema.encode(frame)[order]
     churned = values["churn"].astype(np.float64) if "churn" in values else None
-    rules = arm_rules(tables, spine, bundle.arms, config, frozen, churned)
+    new = None
+    if bundle.arms:
+        now = segment["tier"].to_numpy(dtype=object) if segmented else np.asarray(tier)
+        new = unseen_arms(tables, ids, now, rfm[:, 0], as_of, config, bundle.arms)
+    every = bundle.arms if new is None else (*bundle.arms, *new.arms)
+    rules = arm_rules(tables, spine, every, config, frozen, churned)
     hours = best_hours(tables, spine, config)
     quiet = None
     if config.contact.send == "immediate":
@@ -192,6 +206,7 @@ def from_tables(
         notes=tables.notes,
         arms=None if rules is None else rules.rows(order),
         quiet_until=quiet,
+        unseen=None if new is None else Unseen(new.arms, new.cost[order]),
         hours=None if hours is None else hours.rows(order),
     )
 

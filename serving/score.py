@@ -67,7 +67,8 @@ def write_decisions(
     never passes the budget.
     """
     check_out(out)
-    campaign = Campaign.of(config, model.bundle)
+    unseen = () if population.unseen is None else population.unseen.arms
+    campaign = Campaign.of(config, model.bundle, unseen=unseen)
     made = decide_all(population, campaign, salt)
     table = decisions_table(population, model, campaign, made, salt)
     content = io.BytesIO()
@@ -83,7 +84,7 @@ def write_decisions(
         "offers": int(made.is_offer.sum()),
         "offers_by_coupon": {
             arm: int((made.is_offer & (made.arm == code)).sum())
-            for code, arm in enumerate(model.bundle.arms, 1)
+            for code, arm in enumerate(campaign.arms, 1)
         },
         "reasons": dict(zip(reasons.tolist(), counts.tolist(), strict=True)),
         "currency": config.currency,
@@ -99,7 +100,7 @@ def write_decisions(
         "limits": [use._asdict() for use in made.used],
         "expected_cost_by_coupon": {
             arm: float(made.expected_cost[made.is_offer & (made.arm == code)].sum())
-            for code, arm in enumerate(model.bundle.arms, 1)
+            for code, arm in enumerate(campaign.arms, 1)
         },
         "policy": model.bundle.policy,
         "model_name": model.name,
@@ -144,10 +145,11 @@ def decisions_table(
 ) -> pa.Table:
     """The columns of the decisions file, in their order, ordered by customer id."""
     n, arms, scores = len(population), model.bundle.arms, population.scores
+    new = population.unseen
     ids = made.customer_id.tolist()
     # No snapshot stands behind a file: the moment takes its place in the decision's name.
     name = f"as_of={population.as_of.isoformat()}"
-    coupons = np.array([None, *arms], dtype=object)
+    coupons = np.array([None, *campaign.arms], dtype=object)
     columns: dict[str, pa.Array] = {
         "decision_id": pa.array(decision_ids(ids, campaign, salt, name, model.sha256)),
         "customer_id": pa.array(ids, pa.string()),
@@ -161,8 +163,13 @@ def decisions_table(
     }
     for k, arm in enumerate(arms):
         columns[f"cate_{arm}"] = pa.array(scores.cate[:, k])
+    for arm in campaign.arms[len(arms) :]:
+        columns[f"cate_{arm}"] = pa.nulls(n, pa.float32())
     for k, arm in enumerate(arms):
         columns[f"cost_{arm}"] = pa.array(scores.cost[:, k])
+    for u, arm in enumerate(campaign.arms[len(arms) :]):
+        assert new is not None
+        columns[f"cost_{arm}"] = pa.array(new.cost[:, u])
     columns |= {
         "response_propensity": pa.array(scores.response),
         "tier": pa.array(population.tier.texts().tolist(), pa.string()),
@@ -201,10 +208,16 @@ def _notes(population: Population, campaign: Campaign, made: Decisions) -> list[
     notes = list(population.notes)
     if population.simulated:
         notes.insert(0, SIMULATED)
+    if campaign.unseen:
+        notes.append(
+            f"{', '.join(campaign.arms[-campaign.unseen :])}: the model has not seen them, so they "
+            "are only drawn; their cost is replayed from orders"
+        )
     wished, used = campaign.shares.exploration, made.shares.exploration
     if used < wished:
         notes.append(
-            f"explored a share of {used:g} in place of {wished:g}: more might pass the budget"
+            f"explored a share of {used:g} in place of {wished:g}: more might pass the budget "
+            "or a limit"
         )
     offers = np.bincount(made.arm[made.is_offer], minlength=2)[1:]
     if len(offers) > 1 and offers.max() > ONE_ARM * offers.sum():

@@ -83,11 +83,12 @@ def write_snapshot(
 ) -> Path:
     """Decide for everyone, write the snapshot, and make it the current one; returns its folder."""
     campaign = Campaign.of(config, model.bundle)
+    population = population.seen_only()
     decisions = decide_all(population, campaign, salt)
     if decisions.used:
         prices = {use.name: use.price for use in decisions.used}
-        shape = population.scores.cost.shape
-        toll = tolls(limits_of(campaign, population), prices, shape)
+        shape, cost = population.scores.cost.shape, population.scores.cost.astype(np.float64)
+        toll = tolls(limits_of(campaign, population, cost), prices, shape)
         population = replace(population, toll=toll.astype(np.float32))
     assert decisions.certificate is not None
     reasons, counts = np.unique(decisions.reason.astype(str), return_counts=True)

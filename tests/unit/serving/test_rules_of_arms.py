@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ import pytest
 
 from features.errors import ConfigError, DataError
 from serving.arms import ArmRules, open_arms
+from serving.audience_manifest import check_decisions
 from serving.population import from_features, from_source
 from serving.score import DecisionsFile, summary, write_decisions
 from serving.scorer import Scorer
@@ -178,6 +179,74 @@ def test_the_server_decides_as_the_file_does(shop: Shop, tmp_path: Path) -> None
     assert set(coupons.dropna()) == {"c5", "p10"}
     prices = {limit["name"]: limit["price"] for limit in snapshot.manifest["limits"]}
     assert prices["stock of c5"] > 0
+
+
+class TestUnseen:
+    """A coupon that came after the training."""
+
+    NEW: ClassVar[dict[str, Any]] = {
+        "coupon_id": "new7", "kind": "fixed_off", "params": {"off": 7.0}, "contact_cost": 0.5,
+        "funded_share": 0.5,
+    }  # fmt: skip
+    POLICY: ClassVar[dict[str, Any]] = {
+        "budget": 300, "holdout_share": 0.1, "exploration_share": 0.4
+    }  # fmt: skip
+
+    def made(self, shop: Shop, folder: Path, **sections: Any) -> tuple[pd.DataFrame, DecisionsFile]:
+        given = {"policy": self.POLICY, "offers": [*OFFERS, self.NEW]} | sections
+        config = make_config(shop.root / "tables", **given)
+        people = from_source(config, shop.model.bundle, AS_OF, threads=1)
+        file = write_decisions(people, shop.model, config, SALT, folder / "d.parquet")
+        return pd.read_parquet(file.path), file
+
+    def test_it_is_drawn_and_never_chosen(self, shop: Shop, tmp_path: Path) -> None:
+        rules = offers(c5={"eligible": BUYERS})
+        frame, file = self.made(shop, tmp_path, offers=[*rules, self.NEW])
+        new = frame["coupon_id"] == "new7"
+        assert new.sum() > 10
+        assert frame.loc[new, "is_exploration"].all()
+        assert frame["cate_new7"].isna().all()
+        assert list(frame.columns).index("cate_new7") < list(frame.columns).index("cost_c5")
+        # A third of the draws among control and three arms, or two where c5 is not for them.
+        prob = frame.loc[new, "assignment_prob"]
+        assert set(prob.round(6)) <= {round(0.9 * 0.4 / n, 6) for n in (3, 4)}
+        assert file.manifest["offers_by_coupon"]["new7"] == new.sum()
+        assert file.manifest["expected_cost"] <= 300
+        assert "new7: the model has not seen them" in summary(file)
+        assert check_decisions(file.path)
+
+    def test_its_cost_is_replayed(self, shop: Shop, tmp_path: Path) -> None:
+        """0.5 for the contact, and half of at most 7 for the share of the tier that orders in two
+        weeks; every order of the shop comes to 7 and more, but for a few."""
+        frame, _ = self.made(shop, tmp_path)
+        orders = pd.read_csv(shop.root / "tables/transactions.csv", parse_dates=["transacted_at"])
+        last = orders.groupby("customer_id")["transacted_at"].max().reindex(frame["customer_id"])
+        recent = ((pd.Timestamp("2026-01-01") - last).dt.days <= 14).to_numpy()
+        for tier in ("champion", "potential", "sleeping"):
+            mine = (frame["tier"] == tier).to_numpy()
+            cost = frame.loc[mine, "cost_new7"].unique()
+            assert len(cost) == 1
+            most = 0.5 + recent[mine].mean() * 7 * 0.5
+            assert 0.5 + 0.8 * (most - 0.5) <= cost[0] <= most + 1e-6
+
+    def test_without_exploration_nobody_gets_it(self, shop: Shop, tmp_path: Path) -> None:
+        frame, _ = self.made(shop, tmp_path, policy={"budget": 300})
+        plain, _ = self.made(shop, tmp_path, policy=AMPLE)
+        assert not (plain["coupon_id"] == "new7").any()
+        assert frame.loc[frame["coupon_id"] == "new7", "is_exploration"].all()
+
+    def test_the_server_does_not_know_it(self, shop: Shop, tmp_path: Path) -> None:
+        config = make_config(
+            shop.root / "tables", policy=self.POLICY, offers=[*offers(c5={"stock": 9}), self.NEW]
+        )
+        people = from_source(config, shop.model.bundle, AS_OF, threads=1)
+        snapshot = ensure_snapshot(
+            config, shop.model, SALT, root=tmp_path / "data", build=lambda _: people
+        )
+        scorer = Scorer(shop.model, snapshot, config, SALT, clock=lambda: AS_OF)
+        answer = scorer.answer(people.customer_id.astype(str).tolist(), request_id="r")
+        assert {d.coupon_id for d in answer.decisions} <= {None, "c5", "p10"}
+        assert "offers_untrained" in scorer.degraded
 
 
 @pytest.mark.parametrize(
