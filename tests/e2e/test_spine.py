@@ -94,7 +94,7 @@ def test_mlflow_holds_runs_metrics_with_intervals_and_the_registered_bundle(
 ) -> None:
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{workplace}/mlruns/mlflow.db")
+    client = MlflowClient(_store(workplace), _store(workplace))
     experiment = client.get_experiment_by_name("demo-small")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
@@ -153,8 +153,8 @@ def test_promote_shows_overrides_and_records(
     shutil.copytree(workplace / "mlruns", tmp_path / "mlruns")
     shutil.copytree(workplace / "configs", tmp_path / "configs")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", _store(tmp_path))
+    client = MlflowClient(_store(tmp_path), _store(tmp_path))
     held = str(client.get_model_version_by_alias("demo-small", "champion").version)
     refused = str(client.get_model_version_by_alias("demo-small", "challenger").version)
     assert held != refused, "so small an experiment shows nothing"
@@ -202,9 +202,9 @@ def test_the_next_training_knows_the_champion_and_the_uses_of_its_rows(
 
     shutil.copytree(workplace / "mlruns", tmp_path / "mlruns")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", _store(tmp_path))
     history = MlflowHistory(load_config(ROOT / "configs/demo-small.yaml", OVERRIDES))
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    client = MlflowClient(_store(tmp_path), _store(tmp_path))
     version = client.get_model_version_by_alias("demo-small", "champion")
     run = client.get_run(version.tags["run_id"])
     assert history.times_used(run.data.tags["gate.test_rows_digest"]) == 1
@@ -301,11 +301,15 @@ def test_bad_configuration_ends_with_two_and_one_message(
     assert len(said.err.strip().splitlines()) == 1
 
 
+def _store(folder: Path) -> str:
+    return f"sqlite:///{folder}/mlruns/mlflow.db"
+
+
 def _bundle_folder(workplace: Path) -> Path:
     """The champion's bundle, which its version's tag names."""
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{workplace}/mlruns/mlflow.db")
+    client = MlflowClient(_store(workplace), _store(workplace))
     sha256 = client.get_model_version_by_alias("demo-small", "champion").tags["bundle_sha256"]
     (folder,) = [
         path.parent
