@@ -212,6 +212,7 @@ class Envelope:
         if self.holder.service is not None:
             self.holder.service.metrics.answered(route or "none", status, seconds, rows)
         line = {
+            "at": round(time.time(), 3),
             "request_id": request_id,
             "method": scope["method"] if scope["method"] in _METHODS else "other",
             "route": route,
@@ -220,7 +221,8 @@ class Envelope:
             "key_id": state.get("key_id"),
             "rows": rows,
         }
-        log.info("%s", json.dumps(line))
+        log.info(_encode(line).decode())
 
 
+_encode = msgspec.json.Encoder().encode
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

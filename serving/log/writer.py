@@ -15,6 +15,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 MOST = 256
+YIELDS = 8
 W = TypeVar("W")
 # What becomes of each piece of work: its result, or the exception to raise where it is awaited.
 Handle = Callable[[Sequence[W]], Sequence[Any]]
@@ -72,12 +73,8 @@ class GroupThread(Generic[W]):
             self._start()
         waiting = Waiting(work, time.monotonic() + seconds)
         self._queue.put(waiting)
-        # What has begun is finished, also when the client has left: a commit is never cut off.
-        try:
-            return await asyncio.shield(waiting.future)
-        except asyncio.CancelledError:
-            waiting.future.add_done_callback(_unheard)
-            raise
+        # What has begun is finished, also when nobody waits any more: a commit is never cut off.
+        return await waiting.future
 
     def stop(self, seconds: float = 20.0) -> None:
         """Finish what waits and end the thread."""
@@ -102,18 +99,29 @@ class GroupThread(Generic[W]):
             if first is None:
                 return
             group, ending = [first], False
-            while len(group) < self._most:
-                try:
-                    more = self._queue.get_nowait()
-                except Empty:
+            for _ in range(YIELDS):
+                before = len(group)
+                ending = self._gather(group)
+                if ending or len(group) == before or len(group) == self._most:
                     break
-                if more is None:
-                    ending = True
-                    break
-                group.append(more)
+                # Where the event loop is busy taking in more, let it; where it is idle, this
+                # takes no time.
+                time.sleep(0)
             self._do(group)
             if ending:
                 return
+
+    def _gather(self, group: list[Waiting[W]]) -> bool:
+        """Add what waits, up to the most of a group; whether the end has come."""
+        while len(group) < self._most:
+            try:
+                more = self._queue.get_nowait()
+            except Empty:
+                return False
+            if more is None:
+                return True
+            group.append(more)
+        return False
 
     def _do(self, group: list[Waiting[W]]) -> None:
         now = time.monotonic()
@@ -146,12 +154,6 @@ def _answer(group: Sequence[Waiting[Any]], results: Sequence[Any]) -> None:
     for loop, answers in by_loop.items():
         with suppress(RuntimeError):  # a loop that has ended meanwhile: nobody is left to answer
             loop.call_soon_threadsafe(_resolve, answers)
-
-
-def _unheard(future: asyncio.Future[Any]) -> None:
-    """Take note of a failure that nobody waits for any more."""
-    if not future.cancelled():
-        future.exception()
 
 
 def _resolve(answers: list[tuple[asyncio.Future[Any], Any]]) -> None:
