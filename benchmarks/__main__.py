@@ -15,7 +15,7 @@ from uplift.errors import UpliftError
 
 SUITES = {
     "allocation": "one million customers and five coupons under a budget",
-    "catalogue": "the true value of the champion with every feature beside the core set (minutes)",
+    "catalogue": "true value of what is learned from every feature, beside the core set (minutes)",
     "features": "one row of features per customer from order lines",
     "ingest": "the incremental store: daily ingests, and snapshots from it",
     "learners": "learners of effects on simulated experiments, beside causalml's and econml's",

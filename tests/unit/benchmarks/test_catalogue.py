@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from benchmarks.catalogue import Champion, mean_difference, table
-from uplift.scores import Estimate
+from benchmarks.catalogue import Chosen, mean_difference, table
 
 
-def champion(value: float, error: float) -> Champion:
-    return Champion("x", value, 0.3, Estimate(value, 0.05), error)
+def chosen(value: float, error: float) -> Chosen:
+    return Chosen("x", value, 0.3, error)
 
 
 def test_the_interval_over_shops_is_students() -> None:
@@ -35,7 +34,7 @@ def test_the_table_shows_shops_their_mean_and_what_came_of_the_aim(
     every: tuple[float, float], difference: str, verdict: str
 ) -> None:
     shops = {
-        seed: {"core": champion(core, 1.1), "all": champion(value, 1.2)}
+        seed: {"core": chosen(core, 1.1), "all": chosen(value, 1.2)}
         for seed, core, value in zip((11, 12), (0.20, 0.21), every, strict=True)
     }
     text = table("title", shops)
