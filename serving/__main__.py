@@ -17,6 +17,8 @@ from features.config import Config, load_config, parse_time
 from features.errors import ConfigError, InputError
 from uplift.errors import UpliftError
 
+CHECK = "check"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
@@ -31,8 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.run is None:
             return _openapi(options.out)
-        if options.run is _check:
-            return _check(options.decisions)
+        if options.run == CHECK:
+            print(_check(options.decisions))
+            return 0
         config = load_config(options.config, options.set)
         code: int = options.run(config, options)
         return code
@@ -92,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         "check", help="check a decisions file against the manifest beside it"
     )
     check.add_argument("--decisions", type=Path, required=True, help="decisions.parquet or .csv")
-    check.set_defaults(run=_check)
+    check.set_defaults(run=CHECK)
 
     why = commands.add_parser(
         "explain", parents=[common], help="why customers get what they get, by the snapshot"
@@ -336,11 +339,10 @@ def _plan(config: Config, options: argparse.Namespace) -> int:
     return 0
 
 
-def _check(decisions: Path) -> int:
+def _check(decisions: Path) -> str:
     from serving.audience_manifest import check_decisions
 
-    print(check_decisions(decisions))
-    return 0
+    return check_decisions(decisions)
 
 
 def _score(config: Config, options: argparse.Namespace) -> int:
