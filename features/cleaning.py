@@ -204,7 +204,13 @@ def _settle(
     """Quarantine file, limits, repeats; then only good rows and canonical columns stay."""
     table = contract.name
     rejected = _count(con, raw.rejected) if raw.rejected else 0
-    read = _count(con, table) + rejected
+    parts = _by_part(con, table, raw) if raw.part else None
+    if parts is None:
+        read = _count(con, table) + rejected
+        bad = _count(con, f"{table} WHERE _reason IS NOT NULL")
+    else:  # a small file takes as long as the number of queries
+        read = sum(counts["read"] for counts in parts.values())
+        bad = sum(sum(counts.values()) for counts in parts.values()) - read - rejected
     if not read:
         fail_empty = DataError(
             table,
@@ -216,7 +222,6 @@ def _settle(
         if table in ("transactions", "exposures") and not raw.part:
             fail(problems, fail_empty)
             return None
-    bad = _count(con, f"{table} WHERE _reason IS NOT NULL")
     found = bad_rows(con, table, ROW_KEYS.get(table, "customer_id")) if bad else []
     if rejected:
         lines = con.execute(f"SELECT csv_line FROM {raw.rejected} LIMIT 5").fetchall()
@@ -242,7 +247,6 @@ def _settle(
         merged = table == "customers" and identities
         serious = [g for g in found if not (merged and g.reason == "duplicate_id")]
         judge(table, read, serious, config, problems)
-    parts = _by_part(con, table, raw) if raw.part else None
     if bad:
         con.execute(f"DELETE FROM {table} WHERE _reason IS NOT NULL")
     dropped, identical = (0, 0) if raw.part else _repeats(con, table, fields, config)
@@ -253,7 +257,8 @@ def _settle(
     for column in () if raw.part else gone:
         con.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
     given = frozenset(f.column.name for f in fields if not f.absent)
-    return Cleaned(read, _count(con, table), tuple(found), dropped, identical, given, parts)
+    kept = read - rejected - bad - dropped
+    return Cleaned(read, kept, tuple(found), dropped, identical, given, parts)
 
 
 def _by_part(con: Any, table: str, raw: Raw) -> dict[str, dict[str, int]]:

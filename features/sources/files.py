@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -316,10 +317,13 @@ def _find(folder: Path, problems: Problems | None) -> dict[str, list[Path]]:
         found = [[file] for file in single if file.is_file()]
         below = folder / table
         if below.is_dir():
+            # A store of years has a file per day, so each counts.
             inside = sorted(
-                f
-                for f in below.rglob("*")
-                if f.suffix in SUFFIXES and f.is_file() and not f.name.startswith((".", "_"))
+                Path(where, name)
+                for where, _, names in os.walk(below)
+                for name in names
+                if name.endswith(SUFFIXES) and not name.startswith((".", "_"))
+                if os.path.isfile(f"{where}/{name}")
             )
             if len({f.suffix for f in inside}) > 1:
                 fail(problems, _ambiguous(str(below), "parts as Parquet and as CSV"))

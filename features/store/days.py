@@ -52,6 +52,7 @@ FACTS = {
     "online": _TRUTH,
     "mobile": _TRUTH,
 }
+_SQL = {_TRUTH: "BOOLEAN", _NUMBER: "DOUBLE", pa.int64(): "BIGINT"}
 # How the lines of an order, or its days, are summed.
 AGGREGATES = {
     **dict.fromkeys(("paid", "discount", "units", "linked"), "sum"),
@@ -98,7 +99,7 @@ def write_days(rows: Rows, folder: Path, config: Config, *, drop: bool) -> dict[
     """
     found: dict[str, Day] = {}
     for first, last in _groups(rows):
-        lines = _sorted(rows, first, last)
+        lines = _sorted(rows, first, last, config)
         day = _numbers(lines["_day"])
         same = _same(lines, day)
         start = ~_unchanged(lines, day, ("customer_id", "order_id"))
@@ -109,8 +110,6 @@ def write_days(rows: Rows, folder: Path, config: Config, *, drop: bool) -> dict[
         extra = {"_order": pa.array(number[order]), "_repeat": pa.array(repeat)}
         for name, values in extra.items():
             lines = lines.append_column(name, values)
-        for name, values in _facts(rows, lines, config).items():
-            lines = lines.append_column(f"_{name}", values)
         orders = lines.select(["customer_id", "order_id"]).filter(pa.array(start))
         orders = orders.append_column("_order", pa.array(number))
         for name, values in _sums(lines, np.flatnonzero(start)).items():
@@ -149,13 +148,21 @@ def _groups(rows: Rows) -> Iterator[tuple[int, int]]:
         yield counted[first][0], counted[-1][0]
 
 
-def _sorted(rows: Rows, first: int, last: int) -> pa.Table:
-    columns = ", ".join((*COLUMNS, "_source", "_file"))
+def _sorted(rows: Rows, first: int, last: int, config: Config) -> pa.Table:
+    """Lines of days, sorted by all their columns, with FACTS."""
+    columns = (*COLUMNS, "_source", "_file")
+    listed = ", ".join(f"t.{name}" for name in ("_day", *columns))
+    facts = ", ".join(f"CAST(f.{n} AS {_SQL[kind]}) AS _{n}" for n, kind in FACTS.items())
     # The file comes last: of identical lines the one of the first digest counts.
+    keys = ("_day", "customer_id", "order_id", "transacted_at", "line_id", "product_id", *columns)
+    order = ", ".join(f"t.{name}" for name in keys)
+    days = f"FROM {rows.table} AS t WHERE _day BETWEEN {first} AND {last}"
     return (
         rows.backend.con.sql(
-            f"SELECT _day, {columns} FROM {rows.table} WHERE _day BETWEEN {first} AND {last} "
-            f"ORDER BY _day, customer_id, order_id, transacted_at, line_id, product_id, {columns}"
+            f"WITH {_COUNTED} AS (SELECT rowid AS _row, {', '.join(COLUMNS)} {days}) "
+            f"SELECT {listed}, {facts} FROM (SELECT rowid AS _row, * {days}) AS t "
+            f"LEFT JOIN ({_facts_query(config.model_dump_json())}) AS f USING (_row) "
+            f"ORDER BY {order}"
         )
         .to_arrow_table()
         .combine_chunks()
@@ -184,22 +191,10 @@ def _same(lines: pa.Table, day: Ints) -> Bools:
     return _unchanged(lines, day, (*COLUMNS, "_source"))
 
 
-def _facts(rows: Rows, lines: pa.Table, config: Config) -> dict[str, pa.ChunkedArray]:
-    """FACTS of each line; NULL for lines that are no purchase and no return."""
-    con = rows.backend.con
-    con.register(_COUNTED, lines.append_column("_row", pa.array(np.arange(len(lines)))))
-    found = con.sql(_facts_query(config.model_dump_json())).to_arrow_table()
-    con.unregister(_COUNTED)
-    place = np.full(len(lines), -1)
-    place[found["_row"].to_numpy()] = np.arange(len(found))
-    which = pa.array(place, mask=place < 0)
-    return {name: found[name].take(which).cast(kind) for name, kind in FACTS.items()}
-
-
 @lru_cache(maxsize=4)
 def _facts_query(settings: str) -> str:
-    """The query of FACTS by `_row` for a configuration; to compile it takes longer than to run it
-    over a day."""
+    """The query of FACTS of purchases and returns, by `_row`; to compile it takes longer than to
+    run it over a day."""
     config = Config.model_validate_json(settings)
     columns = {name: ibis.dtype(LINES.field(name).type) for name in COLUMNS}
     counted = ibis.table({"_row": "int64", **columns}, name=_COUNTED)
