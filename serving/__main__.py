@@ -104,6 +104,14 @@ def _parser() -> argparse.ArgumentParser:
     why.add_argument("--most", type=int, default=5, help="features to show of each; default 5")
     why.set_defaults(run=_explain)
 
+    sync = commands.add_parser(
+        "sync",
+        parents=[common],
+        help="bring the model of the alias and its snapshot to this disk; servers take them up",
+    )
+    sync.add_argument("--every", type=float, help="seconds; again and again, default: once")
+    sync.set_defaults(run=_sync)
+
     migrate = commands.add_parser(
         "migrate", parents=[common], help="bring the decision log to this release's schema"
     )
@@ -170,6 +178,22 @@ def _api(config: Config, options: argparse.Namespace) -> int:
             options.drain_seconds,
         ),
     )
+
+
+def _sync(config: Config, options: argparse.Namespace) -> int:
+    from serving.renewal import sync, sync_forever
+    from serving.salt import load_salt
+
+    if options.every is not None and options.every < 1:
+        raise ConfigError(
+            "--every", expected="1 or more", found=str(options.every), remedy="60 is usual."
+        )
+    salt = load_salt(simulated=config.source.kind == "simulated")
+    if options.every is not None:
+        sync_forever(config, salt, options.every)
+    snapshot = sync(config, salt)
+    print(f"current: model {snapshot.bundle_sha256[:12]}, snapshot {snapshot.snapshot_id}")
+    return 0
 
 
 def _migrate(config: Config, options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -34,6 +35,7 @@ from serving.problems import (
     on_validation,
     render,
 )
+from serving.renewal import keep_current
 from serving.routes import make_router
 from serving.routes_campaigns import campaign_router
 from serving.routes_events import event_router
@@ -51,11 +53,11 @@ _ID = re.compile(rf"{ID_PATTERN}\Z")
 log = logging.getLogger("serving.requests")
 
 
-def create_app(holder: Holder) -> Envelope:
+def create_app(holder: Holder, *, renew: bool = False) -> Envelope:
     """The application around a holder, whose scorer may come later (until then: not ready).
 
     With a scorer in the holder, the application warms up before its server opens the port; at the
-    end it finishes what waits for the log.
+    end it finishes what waits for the log. With `renew` it takes up what becomes current on disk.
     """
 
     @asynccontextmanager
@@ -64,7 +66,11 @@ def create_app(holder: Holder) -> Envelope:
             await warm_up(envelope, holder.scorer)
             if holder.service is not None:
                 await holder.service.warm_up()
+        renewing = asyncio.create_task(keep_current(holder)) if renew else None
         yield
+        if renewing is not None:
+            renewing.cancel()
+            await asyncio.wait([renewing])
         if holder.service is not None:
             await anyio.to_thread.run_sync(holder.service.close)
 

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -118,7 +118,7 @@ def resolve(
     try:
         found = registry.find(config.name, alias)
     except RegistryUnreachable as error:
-        return _last_good(folder, config, "registry_unreachable", str(error))
+        return _last_good(root, config, "registry_unreachable", str(error))
     if found is None:
         raise ConfigError(
             "serving.model_alias",
@@ -129,17 +129,17 @@ def resolve(
         )
     if not found.sha256:
         why = f"version {found.version} has no tag {SHA256_TAG}"
-        return _last_good(folder, config, "bundle_rejected", why)
+        return _last_good(root, config, "bundle_rejected", why)
     kept = folder / found.sha256
     try:
         if not kept.is_dir():
             _fetch(registry, config.name, found, kept)
         bundle = load_bundle(kept, found.sha256)
     except RegistryUnreachable as error:
-        return _last_good(folder, config, "registry_unreachable", str(error))
+        return _last_good(root, config, "registry_unreachable", str(error))
     except BundleError as error:
         shutil.rmtree(kept, ignore_errors=True)
-        return _last_good(folder, config, "bundle_rejected", str(error))
+        return _last_good(root, config, "bundle_rejected", str(error))
     current = {"name": config.name, "alias": alias, "version": found.version}
     write_atomically(folder / "current.json", {**current, "sha256": found.sha256})
     return LoadedModel(bundle, config.name, found.version, alias, found.sha256)
@@ -154,15 +154,32 @@ def _fetch(registry: Registry, name: str, found: Registered, kept: Path) -> None
         os.replace(folder, kept)
 
 
-def _last_good(folder: Path, config: Config, degraded: str, why: str) -> LoadedModel:
-    alias = config.serving.model_alias
+def current_model(config: Config, root: Path = Path("data")) -> LoadedModel:
+    """The bundle on this disk that was resolved last, verified; the registry is not asked.
+
+    Raises BundleError for one that is damaged, ConfigError where there is none.
+    """
+    folder, alias = root / "bundles" / config.name, config.serving.model_alias
     try:
         current = json.loads((folder / "current.json").read_bytes())
         if current["alias"] != alias:
             raise KeyError(alias)
         version, sha256 = str(current["version"]), str(current["sha256"])
-        bundle = load_bundle(folder / sha256, sha256)
-    except (OSError, ValueError, KeyError, TypeError, BundleError):
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(
+            str(folder / "current.json"),
+            expected=f"the model {config.name!r} with the alias {alias!r} on this disk",
+            found="none",
+            remedy="Run: python -m serving sync --config ...",
+        ) from None
+    bundle = load_bundle(folder / sha256, sha256)
+    return LoadedModel(bundle, config.name, version, alias, sha256)
+
+
+def _last_good(root: Path, config: Config, degraded: str, why: str) -> LoadedModel:
+    try:
+        model = current_model(config, root)
+    except (OSError, ConfigError, BundleError):
         if degraded == "bundle_rejected":
             raise BundleError(
                 f"the registered model {config.name!r} was refused: {why}. No earlier verified "
@@ -174,8 +191,8 @@ def _last_good(folder: Path, config: Config, degraded: str, why: str) -> LoadedM
             found=why,
             remedy="Train a model with `make train` first, or set MLFLOW_TRACKING_URI.",
         ) from None
-    log.warning("%s (%s): serving the last good bundle, version %s", degraded, why, version)
-    return LoadedModel(bundle, config.name, version, alias, sha256, (degraded,))
+    log.warning("%s (%s): serving the last good bundle, version %s", degraded, why, model.version)
+    return replace(model, degraded=(degraded,))
 
 
 def write_atomically(path: Path, content: object) -> None:

@@ -171,7 +171,7 @@ def serve(
 ) -> int:
     """One worker, in this process."""
     settings = uvicorn.Config(
-        create_app(holder),
+        create_app(holder, renew=True),
         host=start.host,
         port=start.port,
         access_log=False,

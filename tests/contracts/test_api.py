@@ -450,7 +450,7 @@ def test_a_restarted_server_gives_the_same_decisions(folder: Path) -> None:
                 started = time.perf_counter()
                 assert post(client, many).status_code == 200
                 quickest = min(quickest, time.perf_counter() - started)
-            assert quickest < 0.1
+            assert quickest < 0.5
     first, second = (answer.pop("decisions") for answer in found)
     for answer in found:
         answer.pop("decided_at")

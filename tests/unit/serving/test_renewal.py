@@ -1,0 +1,125 @@
+"""A server takes up what has become current, whole, and nothing that does not verify."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from serving.gate import Holder
+from serving.load import LoadedModel
+from serving.renewal import current_pair, keep_current, renewed, sync
+from serving.snapshot import write_snapshot
+from tests.unit.serving.answering import asked, make_service
+from tests.unit.serving.small_shop import SALT, Shop, keep_bundle
+from uplift.errors import BundleError
+
+
+@pytest.fixture
+def root(shop: Shop, tmp_path: Path) -> Path:
+    """A folder of its own with the shop's bundle and snapshot."""
+    shutil.copytree(shop.root / "data", tmp_path / "data")
+    return tmp_path / "data"
+
+
+def second_model(shop: Shop, root: Path) -> LoadedModel:
+    """Another bundle, which becomes the current one."""
+    other = replace(shop.model.bundle, info={"learner": "t", "again": True})
+    kept = keep_bundle(other, root, shop.config.name)
+    current = root / "bundles" / shop.config.name / "current.json"
+    current.write_text(json.dumps(json.loads(current.read_bytes()) | {"version": "4"}))
+    return replace(kept, version="4")
+
+
+def test_nothing_new_is_nothing_to_do(shop: Shop, root: Path) -> None:
+    assert current_pair(shop.config, root) == (shop.model.sha256, shop.snapshot.snapshot_id)
+    assert renewed(shop.scorer(), root) is None
+    assert renewed(shop.scorer(), root / "nowhere") is None
+
+
+def test_a_new_model_comes_with_its_snapshot_and_the_way_back_is_open(
+    shop: Shop, root: Path
+) -> None:
+    first = shop.scorer()
+    model = second_model(shop, root)
+    with pytest.raises(Exception, match="bundle_sha256 of the served model"):
+        renewed(first, root)  # the snapshot is still that of the old model
+    write_snapshot(shop.population, model, shop.config, SALT, root)
+    second = renewed(first, root)
+    assert second is not None
+    assert (second.model.version, second.model.sha256) == ("4", model.sha256)
+    assert renewed(second, root) is None
+    keep_bundle(shop.model.bundle, root / "aside", shop.config.name)
+    shutil.copy(
+        root / "aside" / "bundles" / shop.config.name / "current.json",
+        root / "bundles" / shop.config.name,
+    )
+    snapshot = sync(shop.config, SALT, root=root, fetch=lambda _: shop.model)
+    back = renewed(second, root)
+    assert back is not None
+    assert (back.model.sha256, back.snapshot.snapshot_id) == (
+        shop.model.sha256,
+        snapshot.snapshot_id,
+    )
+
+
+def test_a_cut_bundle_is_refused(shop: Shop, root: Path) -> None:
+    model = second_model(shop, root)
+    write_snapshot(shop.population, model, shop.config, SALT, root)
+    victim = max((root / "bundles" / "spring" / model.sha256).iterdir(), key=lambda p: len(p.name))
+    victim.write_bytes(victim.read_bytes()[:-20])
+    with pytest.raises(BundleError):
+        renewed(shop.scorer(), root)
+
+
+def test_under_load_every_answer_names_one_pair(
+    shop: Shop, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from serving.app import create_app
+
+    holder = Holder(shop.scorer(), make_service(shop.scorer(), f"sqlite:///{tmp_path / 'l.db'}"))
+    app, seen = create_app(holder), []
+
+    async def ask(client: httpx.AsyncClient, done: asyncio.Event) -> None:
+        n = 0
+        while not done.is_set():
+            n += 1
+            answer = await client.post(
+                "/v1/decisions", json=asked(f"c-{n % 300:03d}", dry_run=bool(n % 2))
+            )
+            assert answer.status_code == 200, answer.text
+            found = answer.json()
+            seen.append((found["model_version"], found["snapshot_id"]))
+
+    async def run() -> None:
+        done = asyncio.Event()
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            renewing = asyncio.create_task(keep_current(holder, root, 0.02))
+            asking = [asyncio.create_task(ask(client, done)) for _ in range(4)]
+            await asyncio.sleep(0.2)
+            model = second_model(shop, root)
+            await asyncio.sleep(0.1)  # the pair does not go together yet
+            assert holder.scorer is not None
+            assert holder.scorer.model.version == "3"
+            write_snapshot(shop.population, model, shop.config, SALT, root)
+            for _ in range(500):
+                if holder.scorer.model.version == "4":
+                    break
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(0.2)
+            done.set()
+            await asyncio.gather(*asking)
+            renewing.cancel()
+
+    asyncio.run(run())
+    holder.open().close()
+    pairs = set(seen)
+    assert {version for version, _ in pairs} == {"3", "4"}
+    assert len(pairs) == 2
+    assert seen[-1][0] == "4"
