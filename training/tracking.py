@@ -159,6 +159,9 @@ def log_training(
         plan = verdict.bundle.info[PLAN]
         mlflow.log_dict(plan, "budget_plan.json")
         mlflow.log_text(plan_csv(BudgetPlan.from_json(plan)), "budget_plan.csv")
+        if models.tuning is not None:
+            mlflow.set_tag("tuning", models.tuning.sentence())
+            mlflow.log_text(models.tuning.to_frame().to_csv(index=False), "tuning.csv")
         mlflow.log_dict(json.loads(config.model_dump_json()), "config.json")
         for candidate in evaluation.candidates:
             _log_candidate(candidate, candidate is evaluation.chosen, tables, dataset, config)
