@@ -317,14 +317,15 @@ def _find(folder: Path, problems: Problems | None) -> dict[str, list[Path]]:
         found = [[file] for file in single if file.is_file()]
         below = folder / table
         if below.is_dir():
-            # A store of years has a file per day, so each counts.
-            inside = sorted(
-                Path(where, name)
-                for where, _, names in os.walk(below)
-                for name in names
-                if name.endswith(SUFFIXES) and not name.startswith((".", "_"))
-                if os.path.isfile(f"{where}/{name}")
-            )
+            # A store of years has a file per day: text is quicker than paths.
+            every = (f"{where}/{name}" for where, _, own in os.walk(below) for name in own)
+            inside = [
+                Path(file)
+                for file in sorted(every, key=lambda file: file.split("/"))
+                if file.endswith(SUFFIXES)
+                and not file.rpartition("/")[2].startswith((".", "_"))
+                and os.path.isfile(file)
+            ]
             if len({f.suffix for f in inside}) > 1:
                 fail(problems, _ambiguous(str(below), "parts as Parquet and as CSV"))
                 continue

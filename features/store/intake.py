@@ -8,6 +8,7 @@ other day stays as it is.
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -96,10 +97,12 @@ def find(files: Sequence[Path], config: Config) -> Found:
     digests: dict[str, str] = {}
     stats: dict[str, tuple[int, int]] = {}
     paths: dict[str, Path] = {}
+    # Text is quicker than paths, and there may be thousands of files.
+    above = len((root / "x").as_posix()) - 1
     for file in files:
-        name = file.relative_to(root).as_posix() if file != root else file.name
+        name = file.name if file == root else file.as_posix()[above:]
         try:
-            stat = file.stat()
+            stat = os.stat(file)
             stats[name] = stat.st_size, stat.st_mtime_ns
             known = old.files.get(name) if old else None
             if (
@@ -279,6 +282,8 @@ def _entries(found: Found, known: Manifest | None, taken: _Taken) -> dict[str, T
                 taken.days.get(digest, ()),
                 tuple(sorted(taken.given)),
             )
+        elif (size, changed) == (stored[digest].size, stored[digest].time):
+            entries[name] = stored[digest]
         else:
             entries[name] = replace(stored[digest], size=size, time=changed)
     return entries
@@ -336,9 +341,9 @@ def _refuse_nothing(new: Manifest, config: Config) -> None:
 def _sweep(folder: Path, names: set[str]) -> None:
     """Remove data files that neither this state nor the one before it names."""
     for kind in KINDS:
-        for path in (folder / kind).iterdir():
-            if f"{kind}/{path.name}" not in names:
-                path.unlink(missing_ok=True)
+        for name in os.listdir(folder / kind):
+            if f"{kind}/{name}" not in names:
+                (folder / kind / name).unlink(missing_ok=True)
 
 
 def _told(old: Manifest | None, files: Mapping[str, TakenFile]) -> dict[str, list[str]]:
@@ -359,7 +364,8 @@ def _counts(state: Manifest) -> Cleaned:
     read, bad = 0, Counter[str]()
     for file in state.files.values():
         read += file.counts["read"]
-        bad.update({reason: n for reason, n in file.counts.items() if reason != "read"})
+        if len(file.counts) > 1:
+            bad.update({reason: n for reason, n in file.counts.items() if reason != "read"})
     days = state.days.values()
     kept = sum(day.kept for day in days)
     return Cleaned(
