@@ -39,6 +39,9 @@ from uplift.selection import select
 IMPORTANCE_ROWS = 1000
 # A step of an isotonic calibration rests on at least this share of the rows.
 STEP_SHARE = 0.02
+# Standard errors by which a slope must miss 1: from there on a line with an estimated slope is
+# nearer to the truth than none (Akaike 1974).
+NEEDED = 2**0.5
 # Costs are not raised by more than this factor, whatever few training rows say.
 MOST_COST_RATIO = 2.0
 DECIDING_METRIC = "validation_gain_at_budget"
@@ -318,7 +321,7 @@ def calibrate(
     """The bundle of a learner, with its effects and costs calibrated where the training rows, out
     of fold, ask for it; no test row is looked at.
 
-    Effects: where the interval of the slope misses 1 (`training.gate.calibration: auto`). Costs:
+    Effects: where the slope is clearly not 1 (`training.gate.calibration: auto`). Costs:
     whom a policy chooses is whom it thinks cheap, so it costs more than predicted; what it costs
     on the training rows is asked for from then on.
     """
@@ -341,7 +344,7 @@ def calibrate(
     slope = recommended(out_of_fold(bundle, oof, models), on_train.gain).line.b
     kind = config.training.gate.calibration
     if kind == "auto":
-        kind = "none" if slope.se == 0 or slope.lo <= 1 <= slope.hi else "linear"
+        kind = "linear" if abs(slope.value - 1) > NEEDED * slope.se > 0 else "none"
     if kind != "none":
         problem = models.outcome
         possible = (train.assignment[:, 1:] > 0) & (train.assignment[:, :1] > 0)

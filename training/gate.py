@@ -3,8 +3,8 @@
 The learner that was chosen on the training rows goes through the steps below on rows that nothing
 has seen; every bound is one-sided. If it fails, the fallbacks are tried in order: the best single
 coupon ranked by response (against no offer and against random at equal cost), then that coupon to
-all (against no offer). When none passes, "send no offer" is the champion and says so. Where there
-is a champion, whatever takes its place must be better.
+all (against no offer), each at half the level. When none passes, "send no offer" is the champion
+and says so. Where there is a champion, whatever takes its place must be better.
 
     0 what was fixed beforehand   1 data   2 response model   3 effects   4 value, paired
     5 budget   6 guardrails       7 bundle
@@ -148,6 +148,11 @@ class _Gate:
         return self.settings.alpha / self.evidence.times_used
 
     @property
+    def fallback_alpha(self) -> float:
+        """Each of the two fallbacks is one more chance for what works by luck alone."""
+        return self.alpha / 2
+
+    @property
     def margin(self) -> float:
         """Currency per row; fixed by the training rows."""
         return self.settings.margin * max(self.evaluation.chosen.validation.value, 0.0)
@@ -158,7 +163,8 @@ class _Gate:
         return all(step.passed for step in steps)
 
     def money(self, name: str, test: str, gain: Estimate, margin: float | None = None) -> Step:
-        return money_step(name, test, gain, self.alpha, self.config.currency, margin)
+        alpha = self.alpha if name == self.evaluation.chosen.name else self.fallback_alpha
+        return money_step(name, test, gain, alpha, self.config.currency, margin)
 
     def frozen(self, name: str) -> Step:
         """What was fixed before the test rows were looked at."""
@@ -263,7 +269,7 @@ class _Gate:
             effects, oof = by_response(models, mean)
             one = self.contender(RESPONSE_RANKED, effects, oof, k)
             return one, [
-                response_step(one.name, models, self.alpha),
+                response_step(one.name, models, self.fallback_alpha),
                 self.money(one.name, "against no offer", one.value.gain),
                 self.money(one.name, "against random", self.at_random(one)),
                 *self.common(one),
@@ -329,7 +335,8 @@ def _because(gate: _Gate, one: _Contender) -> str:
     if one.name == SEND_NOTHING:
         reason = "no policy was shown to earn its cost: send no offer"
     else:
-        bound = one.value.gain.lower(gate.alpha)
+        mine = one.name == gate.evaluation.chosen.name
+        bound = one.value.gain.lower(gate.alpha if mine else gate.fallback_alpha)
         reason = f"{one.name} against no offer has a lower bound of {bound:+.4f}"
     if gate.dataset.estimated:
         reason += " (observational, accepted by training.accept_observational)"
