@@ -131,6 +131,11 @@ def _parser() -> argparse.ArgumentParser:
     revoke.add_argument("key_id")
     revoke.set_defaults(run=_keys_revoke)
 
+    purge = commands.add_parser(
+        "purge", parents=[common], help="remove from the log what is past its time"
+    )
+    purge.set_defaults(run=_purge)
+
     export = commands.add_parser(
         "export", parents=[common], help="write the log as exposures and events, for training"
     )
@@ -275,6 +280,17 @@ def _keys_revoke(config: Config, options: argparse.Namespace) -> int:
             remedy="See them with: python -m serving keys --config ... list",
         )
     print(f"revoked {options.key_id}")
+    return 0
+
+
+def _purge(config: Config, options: argparse.Namespace) -> int:
+    from serving.log.retention import purge
+    from serving.service import now_micros
+    from serving.startup import open_ready
+
+    with open_ready(config).write() as connection:
+        removed = purge(connection, now_micros())
+    print("removed: " + ", ".join(f"{rows:,} {table}" for table, rows in removed.items()))
     return 0
 
 

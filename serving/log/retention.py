@@ -1,0 +1,32 @@
+"""What is kept for how long, and removed after it."""
+
+from __future__ import annotations
+
+from sqlalchemy import delete
+from sqlalchemy.engine import Connection
+
+from serving.log import idempotency
+from serving.log.schema import decisions, erasures, events
+
+DAY = 86_400_000_000
+DECISIONS = EVENTS = 730 * DAY
+AUDIT = 5 * 365 * DAY
+
+
+def purge(connection: Connection, now: int) -> dict[str, int]:
+    """Remove what is past its time; returns the rows removed, by table. What decisions cost stays
+    counted in the campaigns' budgets."""
+    return {
+        "events": connection.execute(
+            delete(events).where(events.c.occurred_at < now - EVENTS)
+        ).rowcount,
+        "decisions": connection.execute(
+            delete(decisions).where(
+                decisions.c.decided_at < now - DECISIONS, decisions.c.reservation != "held"
+            )
+        ).rowcount,
+        "erasures": connection.execute(
+            delete(erasures).where(erasures.c.requested_at < now - AUDIT)
+        ).rowcount,
+        "idempotency": idempotency.forget(connection, now),
+    }

@@ -1,0 +1,49 @@
+"""The examples of docs/api.md run as they stand, and leave no address out."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.contracts.test_api import ROOT, document, folder, running, shop
+
+__all__ = ["folder", "shop"]
+PAGE = ROOT / "docs" / "api.md"
+
+
+def examples() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    return [
+        command for block in blocks for command in re.split(r"(?m)^(?=curl )", block) if command
+    ]
+
+
+def test_every_address_has_an_example() -> None:
+    text = "\n".join(examples())
+    for path in document()["paths"]:
+        pattern = re.escape("$URL" + path)
+        pattern = re.sub(r"\\{\w+\\}", r"[\\w-]+", pattern)
+        assert re.search(pattern + r"(?![/\w])", text), path
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
+def test_every_example_is_answered(folder: Path) -> None:
+    with running(folder) as client:
+        address = str(client.base_url).rstrip("/")
+        answers = []
+        for command in examples():
+            done = subprocess.run(
+                ["bash", "-c", command.replace("curl -s", "curl -s -w '\\n%{http_code}'", 1)],
+                env={"URL": address, "KEY": "none", "PATH": "/usr/bin:/bin", "NO_PROXY": "*"},
+                capture_output=True, text=True, timeout=60, check=True,
+            )  # fmt: skip
+            body, _, status = done.stdout.rpartition("\n")
+            assert status in ("200", "201", "202"), f"{command}\n{done.stdout}"
+            answers.append(body)
+    decided = json.loads(next(a for a in answers if "decisions" in a and "counts" in a))
+    assert [d["customer_id"] for d in decided["decisions"]] == ["c-010", "c-011"]
