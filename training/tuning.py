@@ -69,7 +69,8 @@ class Trials:
         """What a user reads."""
         seconds = sum(trial.seconds for trial in self.trials)
         best = min(self.trials, key=lambda trial: trial.loss)
-        found = f"{len(self.trials) - 1} trials in {seconds:.0f} s"
+        count = len(self.trials) - 1
+        found = f"{count} trial{'s' * (count != 1)} in {seconds:.0f} s"
         if self.taken:
             return f"tuning: {found}, trial {best.number} is taken: {_settings_text(best)}"
         return f"tuning: {found}, none clearly better than the defaults, which stay"

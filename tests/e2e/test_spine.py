@@ -33,6 +33,7 @@ OVERRIDES = [
     "source.customers=2000",
     "policy.budget=200",
     "training.learners=[s, t]",
+    "training.tuning.trials=1",
     "training.folds=2",
     "training.response_targets=[response]",
     "training.threads=1",
@@ -119,6 +120,8 @@ def test_mlflow_holds_runs_metrics_with_intervals_and_the_registered_bundle(
     assert {"figures/qini_over_cost.png", "figures/uplift_by_decile.png"} <= figures
     artifacts = {f.path for f in client.list_artifacts(parent.info.run_id)}
     assert {"data_quality.html", "feature_profile.json", "gate.json", "story.md"} <= artifacts
+    assert "tuning.csv" in artifacts
+    assert parent.data.tags["tuning"].startswith("tuning: 1 trial in ")
     assert {"figures/gate.png", "figures/qini.png", "figures/toc.png"} <= figures
     assert "## Leaderboard" in parent.data.tags["mlflow.note.content"]
     assert len(parent.data.tags["gate.test_rows_digest"]) == 64
