@@ -40,7 +40,12 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="features: 10 million lines; learners: 200,000 rows; scale: a million",
     )
-    parser.add_argument("--rows", type=int, default=0, help="learners, scale: rows to learn from")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=0,
+        help="learners, scale: rows to learn from; features --full: a further number of lines",
+    )
     parser.add_argument(
         "--repeats", type=int, default=0, help="learners: seeds; experiments: random halves"
     )
