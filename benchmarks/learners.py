@@ -287,7 +287,7 @@ def _errors(solved: Solved, rows: int) -> str:
         ("learner", *solved),
         _rows(solved, lambda answers, name: answers.error[name], ()),
         (
-            f"Mean of the seeds ({count}); {FEATURES} features. unequal: control 80%, arms 5% and 15%;",
+            f"Mean of {count} seed(s), {FEATURES} features. unequal: control 80%, arms 5% and 15%;",
             "confounded: known probabilities that follow the features;",
             "zeros: nine in ten buy nothing, and most effects follow the baseline.",
         ),
