@@ -122,14 +122,19 @@ def _parts(tables: Tables, spine: pd.DataFrame) -> list[npt.NDArray[np.int64]]:
     every = np.arange(len(spine), dtype=np.int64)
     if tables.transactions is None or len(spine) == 0 or "customer_id" not in spine:
         return [every]
-    customers, ids = pd.factorize(spine["customer_id"].astype(str))
     lines = int(tables.transactions.count().to_pyarrow().as_py())
-    n = int(np.ceil(lines * len(spine) / max(len(ids), 1) / PART_LINES))
+    ids = pa.array(spine["customer_id"].astype(str), type=pa.string())
+    if ids.null_count == 0 and pc.all(pc.less(ids[:-1], ids[1:]), min_count=0).as_py():
+        # As `all_customers` gives them: millions need no looking up.
+        n = min(int(np.ceil(lines / PART_LINES)), len(spine))
+        return np.array_split(every, max(n, 1))
+    customers, known = pd.factorize(spine["customer_id"].astype(str))
+    n = int(np.ceil(lines * len(spine) / max(len(known), 1) / PART_LINES))
     if n <= 1:
         return [every]
-    order = pc.sort_indices(pa.array(ids, type=pa.string())).to_numpy()
-    part = np.empty(len(ids), dtype=np.int64)
-    part[order] = np.arange(len(ids)) * n // len(ids)
+    part = np.empty(len(known), dtype=np.int64)
+    order = pc.sort_indices(pa.array(known, type=pa.string())).to_numpy()
+    part[order] = np.arange(len(known)) * n // len(known)
     return [rows for i in range(n) if len(rows := np.flatnonzero(part[customers] == i))]
 
 

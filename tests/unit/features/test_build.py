@@ -97,6 +97,14 @@ def test_parts_are_customers_whose_ids_follow_each_other(
     own = [sorted({spine["customer_id"][row] for row in rows}) for rows in parts]
     assert [name for part in own for name in part] == sorted(ids)
 
+    in_order = spine.iloc[:9].sort_values("customer_id")
+    monkeypatch.setattr("features.build.PART_LINES", 10)
+    parts = _parts(example, in_order)
+    assert len(parts) > 1
+    assert [row for rows in parts for row in rows] == list(range(9))
+    # Nobody is no part, however many lines others have.
+    assert [rows.tolist() for rows in _parts(example, in_order.iloc[:1])] == [[0]]
+
 
 def test_lines_lie_in_the_order_of_the_ids(example: Tables, example_config: Config) -> None:
     offsets = [(datetime(2020, 1, 1), 0)]
