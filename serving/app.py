@@ -143,6 +143,7 @@ async def warm_up(app: ASGIApp, scorer: Scorer) -> None:
         "method": "POST",
         "path": "/v1/decisions",
         "query_string": b"",
+        "state": {"inside": True},
         "headers": [(b"content-type", b"application/json"), (b"x-request-id", b"warm-up")],
     }
     status = 0

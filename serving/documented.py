@@ -72,14 +72,22 @@ def id_parameter(name: str) -> dict[str, Any]:
     }
 
 
-def header(name: str, description: str, required: bool = False) -> dict[str, Any]:
+def header(name: str, description: str, pattern: str = "^[ -~]*$") -> dict[str, Any]:
+    """An optional header."""
     return {
         "name": name,
         "in": "header",
-        "required": required,
+        "required": False,
         "description": description,
-        "schema": {"type": "string"},
+        "schema": {"type": "string", "pattern": pattern},
     }
+
+
+ONCE = header(
+    "Idempotency-Key",
+    "1 to 255 visible ASCII characters, bare or in quotes",
+    '^([!#-~][!-~]{0,254}|"[!#-~]{1,253}")$',
+)
 
 
 PAGE = (

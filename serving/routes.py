@@ -16,11 +16,11 @@ from serving.decisions import PATH
 from serving.documented import (
     ID,
     KEYED,
+    ONCE,
     PAGE,
     answers,
     changed,
     enter,
-    header,
     id_parameter,
     json_answer,
     keyed,
@@ -68,7 +68,7 @@ def make_router(holder: Holder) -> APIRouter:
         ),
         openapi_extra=keyed(
             "score", ("DecisionsRequest", EXAMPLE),
-            header("Idempotency-Key", "1 to 255 visible ASCII characters"),
+            ONCE,
         ),
     )  # fmt: skip
     async def documented_decisions() -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from serving import resources
 from serving.campaign_rules import parse_moment
-from serving.documented import KEYED, answers, changed, header, json_answer, keyed
+from serving.documented import KEYED, ONCE, answers, changed, json_answer, keyed
 from serving.evaluation import micros
 from serving.gate import Busy, Holder, admit, charge, once_of, read_body, too_deep
 from serving.log import idempotency
@@ -53,7 +53,7 @@ def event_router(holder: Holder) -> APIRouter:
         openapi_extra=keyed(
             "events",
             ("EventsBody", EXAMPLE),
-            header("Idempotency-Key", "1 to 255 visible ASCII characters"),
+            ONCE,
         ),
     )
     async def events(request: Request) -> Response:
