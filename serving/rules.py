@@ -77,7 +77,10 @@ class Rules:
             shadow_price=snapshot.shadow_price,
             version=version,
             stands_at=snapshot.as_of if scorer.fixed else None,
-            caps=tuple((most, int(days[:-1])) for days, most in config.contact.overall.items()),
+            caps=(
+                *((most, int(days[:-1])) for days, most in config.contact.overall.items()),
+                *([(1, config.contact.min_gap_days)] if config.contact.min_gap_days else []),
+            ),
             quiet=quiet,
             max_feature_age=timedelta(hours=config.serving.max_feature_age_hours),
         )

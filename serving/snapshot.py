@@ -51,6 +51,11 @@ log = logging.getLogger("serving")
 Build = Callable[[datetime], Population]
 
 
+def relevant(config: Config) -> tuple[str, ...]:
+    """Sections that a snapshot depends on; audiences only where there are any for rules to name."""
+    return (*RELEVANT, "audiences") if config.audiences else RELEVANT
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """An opened snapshot. `shadow_price` is profit per currency of expected cost; `shares` are
@@ -102,7 +107,7 @@ def write_snapshot(
             "as_of": population.as_of.isoformat(),
             "bundle_sha256": model.sha256,
             "model_version": model.version,
-            "config_digest": config_digest(config, RELEVANT),
+            "config_digest": config_digest(config, relevant(config)),
             "salt_fingerprint": salt.fingerprint,
             "features": list(model.bundle.schema.names),
             "arms": list(model.bundle.arms),
@@ -292,7 +297,7 @@ def _outdated(
     wanted = as_of or (config.source.as_of if config.source.as_of != "now" else None)
     if manifest["bundle_sha256"] != model.sha256:
         return "the model is another one"
-    if manifest["config_digest"] != config_digest(config, RELEVANT):
+    if manifest["config_digest"] != config_digest(config, relevant(config)):
         return "the configuration has changed"
     if wanted is not None and moment != wanted:
         return "as_of is another one"
