@@ -239,7 +239,8 @@ def planned_gain(model: LoadedModel, made: Decisions) -> dict[str, float] | None
     certificate = made.certificate
     if plan is None or certificate is None or made.used:
         return None
-    customers = int((np.isin(made.reason, [Reason.BEST_NET_VALUE, Reason.BELOW_THRESHOLD])).sum())
+    allocated = (made.reason == Reason.BEST_NET_VALUE) | (made.reason == Reason.BELOW_THRESHOLD)
+    customers = int(np.count_nonzero(allocated))
     if customers == 0:
         return None
     spend = certificate.spend - certificate.exploration_spend
