@@ -176,6 +176,27 @@ def test_a_larger_budget_brings_no_less_and_is_worth_no_more_at_the_margin(seed:
     assert (np.diff([r.shadow_price for r in results]) <= 0).all()
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_another_coupon_is_worth_no_less_and_less_eligibility_no_more(seed: int) -> None:
+    """Of the linear optimum; of the whole numbers within what its marginal customer brings."""
+    reward, cost, eligible, min_profit, budget = instance(seed)
+    rng = np.random.default_rng(100 + seed)
+    same: dict = {"budget": budget, "min_profit": min_profit}
+    plain = allocate(reward, cost, eligible=eligible, **same)
+    more = allocate(
+        np.column_stack([reward, rng.normal(0.5, 1.0, len(reward))]),
+        np.column_stack([cost, rng.uniform(0.0, 2.0, len(reward))]),
+        eligible=np.column_stack([eligible, np.ones(len(reward), dtype=bool)]),
+        **same,
+    )
+    less = allocate(reward, cost, eligible=eligible & (rng.random(reward.shape) < 0.7), **same)
+    largest = max(biggest_step(reward, eligible), 0.0)
+    assert more.upper_bound >= plain.upper_bound - 1e-9
+    assert less.upper_bound <= plain.upper_bound + 1e-9
+    assert more.value >= plain.value - max(largest, more.gap) - 1e-9
+    assert less.value <= plain.value + largest + 1e-9
+
+
 def test_without_a_limit_everyone_gets_the_most_profitable_arm() -> None:
     rng = np.random.default_rng(2)
     reward, cost = rng.normal(0.0, 1.0, (500, 3)), rng.uniform(0.0, 1.0, (500, 3))
