@@ -10,6 +10,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from sqlalchemy.engine import Connection
 
+from features.config import ID_PATTERN
 from serving import metrics, resources, schemas
 from serving.cursor import read_cursor, write_cursor
 from serving.decisions import PATH
@@ -156,7 +157,11 @@ def make_router(holder: Holder) -> APIRouter:
                 "name": "campaign_id",
                 "in": "query",
                 "description": f"up to {MOST_CAMPAIGNS}",
-                "schema": {"type": "array", "items": {"type": "string"}, "maxItems": 50},
+                "schema": {
+                    "type": "array",
+                    "items": {"type": "string", "pattern": f"^{ID_PATTERN}$"},
+                    "maxItems": MOST_CAMPAIGNS,
+                },
             },
         ),
     )
