@@ -12,6 +12,9 @@ import numpy as np
 from uplift.data import Float32Array, FloatArray, IntArray
 from uplift.effects import BoosterTerm, EffectModel
 
+# As many as the core set has.
+FEW_FEATURES = 20
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -42,6 +45,16 @@ class Settings:
             "verbosity": -1,
             **self.extra,
         }
+
+    def for_effects(self, features: int) -> Settings:
+        """These settings for a model of an effect that may split on so many features.
+
+        Effects are faint, and of many splits of noise the best looks better than of few: above
+        FEW_FEATURES the least leaf grows with their number (docs/benchmarks.md, the whole
+        catalogue).
+        """
+        factor = max(1.0, features / FEW_FEATURES)
+        return replace(self, min_child_samples=round(self.min_child_samples * factor))
 
 
 @dataclass(frozen=True)

@@ -48,12 +48,14 @@ class Problem:
 
     @property
     def effect_settings(self) -> Settings:
-        """Settings for a model of an effect itself, which keep the monotone constraints."""
+        """Settings for a model of an effect itself, of these features, which keep the monotone
+        constraints."""
+        settings = self.settings.for_effects(len(self.data.schema.names))
         if not self.monotone:
-            return self.settings
+            return settings
         signs = [self.monotone.get(name, 0) for name in self.data.schema.names]
-        extra = {**self.settings.extra, "monotone_constraints": signs}
-        return replace(self.settings, extra=extra)
+        extra = {**settings.extra, "monotone_constraints": signs}
+        return replace(settings, extra=extra)
 
     @property
     def folds(self) -> int:

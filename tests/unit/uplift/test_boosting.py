@@ -196,3 +196,9 @@ def test_categories_are_split_as_sets() -> None:
     as_number = Binned(X, [], 1).fit(rows, y, stump)
     assert as_set.value(X, 1) == pytest.approx(y, abs=1e-6)
     assert np.abs(as_number.value(X, 1) - y).mean() > 0.3
+
+
+def test_the_least_leaf_of_effects_grows_with_the_features_above_twenty() -> None:
+    few = replace(SETTINGS, min_child_samples=100)
+    assert few.for_effects(3) == few.for_effects(20) == few
+    assert few.for_effects(60) == replace(few, min_child_samples=300)

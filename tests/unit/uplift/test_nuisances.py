@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -153,3 +155,16 @@ def test_losses_tell_true_effects_from_others_as_squared_errors_do(problem: Prob
     gain = found - problem.losses(right) - squared
     assert abs(gain.mean()) < 4 * gain.std() / np.sqrt(len(data))
     assert squared.mean() > 4 * gain.std() / np.sqrt(len(data))
+
+
+def test_effects_of_many_features_have_greater_leaves_than_the_means() -> None:
+    rng = np.random.default_rng(4)
+    X = rng.standard_normal((600, 50)).astype(np.float32)
+    assignment = np.full((600, 2), 0.5)
+    arm = draw_arms(assignment, rng)
+    wide = problem_of(training_set(X, arm, X[:, 0] + arm, assignment), SETTINGS, folds=2)
+    assert wide.settings.min_child_samples == 20
+    assert wide.effect_settings.min_child_samples == 50
+    rising = replace(wide, monotone={wide.data.schema.names[0]: 1}).effect_settings
+    assert rising.min_child_samples == 50
+    assert rising.extra["monotone_constraints"] == [1] + 49 * [0]
