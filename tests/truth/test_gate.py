@@ -111,11 +111,11 @@ def test_nothing_passes_where_no_offer_has_an_effect(face: float, contact: float
 
 @pytest.mark.slow
 def test_a_coupon_that_changes_half_of_the_customers_passes() -> None:
-    """20,000 exposures; a coupon of 1.50 makes 12% more of half of the customers buy, for a profit
+    """40,000 exposures; a coupon of 1.50 makes 12% more of half of the customers buy, for a profit
     of 10 before the coupon: in at least 80% of the gates the learner passes every step."""
     config = config_of(["s", "t", "dr"], None)
     verdicts = [
-        verdict_on(experiment(20_000, 0.12, FACE, CONTACT, seed), config)
+        verdict_on(experiment(40_000, 0.12, FACE, CONTACT, seed), config)
         for seed in range(EXPERIMENTS)
     ]
     served = report("half of the customers changed", verdicts)
