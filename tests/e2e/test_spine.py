@@ -38,11 +38,12 @@ OVERRIDES = [
     "training.response_targets=[response]",
     "training.threads=1",
 ]
+STORES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 SETS = [part for text in OVERRIDES for part in ("--set", text)]
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    environment = {k: v for k, v in os.environ.items() if k not in STORES}
     return subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=cwd,
@@ -156,7 +157,8 @@ def test_promote_shows_overrides_and_records(
     shutil.copytree(workplace / "mlruns", tmp_path / "mlruns")
     shutil.copytree(workplace / "configs", tmp_path / "configs")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", _store(tmp_path))
+    for name in STORES:  # MLflow sets both for this process and for its children
+        monkeypatch.setenv(name, _store(tmp_path))
     client = MlflowClient(_store(tmp_path), _store(tmp_path))
     held = str(client.get_model_version_by_alias("demo-small", "champion").version)
     refused = str(client.get_model_version_by_alias("demo-small", "challenger").version)
@@ -205,7 +207,8 @@ def test_the_next_training_knows_the_champion_and_the_uses_of_its_rows(
 
     shutil.copytree(workplace / "mlruns", tmp_path / "mlruns")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", _store(tmp_path))
+    for name in STORES:  # MLflow sets both for this process and for its children
+        monkeypatch.setenv(name, _store(tmp_path))
     history = MlflowHistory(load_config(ROOT / "configs/demo-small.yaml", OVERRIDES))
     client = MlflowClient(_store(tmp_path), _store(tmp_path))
     version = client.get_model_version_by_alias("demo-small", "champion")
