@@ -528,6 +528,22 @@ def test_refused_rows_are_shown_until_they_are_taken_away(folder: Path) -> None:
     assert quarantine() == rows
 
 
+def test_lines_of_the_required_columns_alone(folder: Path) -> None:
+    lines = "A,o1,2024-05-01T10:00Z,10.5\nA,o1,2024-05-01T10:00Z,2\nB,o2,2024-05-02T11:00Z,1\n"
+    (folder / "a.csv").write_text(HEAD + lines)
+    (folder / "b.csv").write_text(HEAD + "A,o1,2024-05-03T10:00Z,-2\nB,o2,2024-05-03T11:00Z,-1\n")
+    found = []
+    for incremental in (True, False):
+        config = config_of(incremental=incremental)
+        tables = open_source(config).tables()
+        spine = all_customers(tables, datetime(2024, 5, 3, 10, 30), config)
+        names = [name for name in NAMES if {*get(name).needs} <= {"transactions"}]
+        found.append(build_features(tables, spine, names, config, FrozenValues()).frame)
+    pd.testing.assert_frame_equal(found[0], found[1], check_exact=True)
+    assert found[0]["orders_total"].tolist() == [1, 1]
+    assert found[0]["unit_price_median_365d"].tolist() == [6.25, 1.0]
+
+
 def test_too_many_bad_rows_leave_the_store_as_it_was(folder: Path) -> None:
     (folder / "a.csv").write_text(HEAD + "A,o1,2024-05-01T10:00Z,10.5\n")
     take_in()
