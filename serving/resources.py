@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from serving.schemas import Id, LoggedDecision, Micros, Time
+from serving.schemas import Id, LoggedDecision, Micros, Share, Time
 
 MAX_CAMPAIGN_BODY = 1 << 16
 MAX_EVENTS = 1000
@@ -106,6 +106,45 @@ class DecisionList(Struct, frozen=True):
 
     items: list[LoggedDecision]
     next_cursor: str | None
+
+
+class ArmReport(Struct, frozen=True):
+    """Customers by their first assignment, and for how many of them there was a `sent`, a
+    redemption and an order event."""
+
+    arm: str
+    customers: int
+    sent: int
+    redeemed: int
+    orders: int
+
+
+class Imbalance(Struct, frozen=True):
+    """Sample ratio mismatch: whether as many are held out as should be."""
+
+    p_value: Share
+    ok: bool
+
+
+class Lift(Struct, frozen=True):
+    """Share of customers with an order, not held out less held out."""
+
+    estimate: float
+    ci95: Annotated[list[float], Meta(min_length=2, max_length=2)]
+
+
+class CampaignReport(Struct, frozen=True, rename={"since": "from", "until": "to"}):
+    """A first look at a campaign by first assignments. Arms other than the holdout were chosen by
+    the policy: they are not to be compared with each other."""
+
+    campaign_id: str
+    since: Time
+    until: Time
+    arms: list[ArmReport]
+    srm: Imbalance
+    uplift: Lift | None
+    budget: BudgetState
+    reasons: dict[str, int]
 
 
 class PauseBody(Struct, forbid_unknown_fields=True, frozen=True):
@@ -213,6 +252,7 @@ RESOURCES = (
     CampaignBody,
     CampaignAnswer,
     CampaignList,
+    CampaignReport,
     DecisionList,
     PauseBody,
     PauseAnswer,

@@ -30,6 +30,7 @@ from serving.evaluation import micros, moment, shown_time, timestamp
 from serving.gate import Holder, read_body, text_header, too_deep
 from serving.log.campaigns import Campaigns, Entry
 from serving.problems import ProblemError, field_problem, reject
+from serving.report import report
 from serving.resources import CampaignBody
 from serving.scorer import Scorer
 from serving.service import now_micros
@@ -39,6 +40,7 @@ _decode_pause = msgspec.json.Decoder(resources.PauseBody).decode
 _encode = msgspec.json.Encoder().encode
 # What a campaign that has begun can't change any more.
 IMMUTABLE = ("currency", "time_zone", "window_days", "starts_at", "holdout_bps")
+REPORT_MOST = 400 * 86_400_000_000
 EXAMPLE = {
     "name": "Spring",
     "currency": "EUR",
@@ -137,6 +139,24 @@ def campaign_router(holder: Holder) -> APIRouter:
         entry = await changed(service, work)
         return json_answer(shown(entry, scorer), 201 if creating else 200, {"ETag": etag(entry)})
 
+    @router.get(
+        "/v1/campaigns/{campaign_id}/report",
+        summary="A first look at who was assigned what, and what followed",
+        responses=answers("CampaignReport", "The report", 404, 422, *KEYED),
+        openapi_extra=keyed("read", None, id_parameter("campaign_id"), _time("from"), _time("to")),
+    )
+    async def campaign_report(request: Request) -> Response:
+        await enter(holder, request, "read")
+        service = holder.open()
+        campaign_id = path_id(request, "campaign_id")
+        start, end = _period(request)
+
+        def work(connection: Connection) -> resources.CampaignReport:
+            entry = _existing(service.campaigns, campaign_id, connection)
+            return report(campaign_id, entry.budget, start, end, connection)
+
+        return json_answer(await looked(service, work))
+
     paused = answers("PauseAnswer", "The state", 400, 404, 413, 415, 422, *KEYED)
 
     @router.post(
@@ -186,6 +206,30 @@ def campaign_router(holder: Holder) -> APIRouter:
         return json_answer(_state(await changed(service, work)))
 
     return router
+
+
+def _time(name: str) -> dict[str, object]:
+    return {
+        "name": name,
+        "in": "query",
+        "description": "RFC 3339 with offset; default: all of the last 400 days",
+        "schema": {"type": "string", "format": "date-time"},
+    }
+
+
+def _period(request: Request) -> tuple[int, int]:
+    """[from, to) of a report, microseconds. Raises ProblemError (422)."""
+    found = {"from": 0, "to": now_micros() + 1}
+    for name in found:
+        if name in request.query_params:
+            at = parse_moment(request.query_params[name])
+            if at is None:
+                raise ProblemError("validation", [field_problem(f"#/{name}", "invalid")])
+            found[name] = micros(at)
+    start = found["from"] if "from" in request.query_params else found["to"] - REPORT_MOST
+    if not start < found["to"] <= start + REPORT_MOST:
+        raise ProblemError("validation", [field_problem("#/from", "range")])
+    return start, found["to"]
 
 
 def etag(entry: Entry) -> str:

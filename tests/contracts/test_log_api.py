@@ -13,12 +13,15 @@ import pytest
 
 from serving.limits import InFlight, Quota
 from serving.log.keys import SCOPES, make
+from serving.report import imbalance, lift
+from serving.resources import Imbalance
 from serving.salt import Salt
 from serving.scorer import utc_now
 from serving.service import now_micros
 from tests.contracts.test_api import documented
 from tests.unit.serving.answering import JSON, Client, asked, post, serving
 from tests.unit.serving.small_shop import Shop, shared_shop
+from uplift.policy import STICKY
 
 IDS = [f"c-{i:03d}" for i in range(300)]
 DAY = timedelta(days=1)
@@ -248,6 +251,61 @@ def test_a_worst_case_budget_holds_the_face_value(client: Client) -> None:
     assert state["committed_micros"] == 50_200_000  # ten times 5.00 and the contact of 0.02
 
 
+def test_the_report_counts_first_assignments_and_compares_with_the_held_out(
+    client: Client,
+) -> None:
+    create(client, holdout_bps=3000)
+    found = post(client, asked(*IDS, campaign="summer")).json()["decisions"]
+    drawn = [d for d in found if d["reason"] in STICKY]
+    held = [d for d in drawn if d["is_holdout"]]
+    others = [d for d in drawn if not d["is_holdout"]]
+    buyers = others[::3] + held[::5]
+    moment = datetime.now(UTC).isoformat()
+    events = [
+        {"event_id": f"o-{d['customer_id']}", "type": "ordered", "customer_id": d["customer_id"],
+         "occurred_at": moment}
+        for d in buyers
+    ] + [
+        {"event_id": f"s-{d['customer_id']}", "type": "sent", "decision_id": d["decision_id"],
+         "occurred_at": moment}
+        for d in others if d["action"] == "offer"
+    ]  # fmt: skip
+    assert post(client, {"events": events}, "/v1/events").json()["rejected"] == 0
+    answer = client.get("/v1/campaigns/summer/report")
+    documented("get", "/v1/campaigns/{campaign_id}/report", answer)
+    report = answer.json()
+    assert sum(report["reasons"].values()) == len(drawn)
+    assert report["reasons"]["holdout"] == len(held)
+    for arm in report["arms"]:
+        mine = [d for d in drawn if d["arm"] == arm["arm"]]
+        assert arm["customers"] == len(mine)
+        assert arm["sent"] == sum(d["action"] == "offer" for d in mine)
+        assert arm["orders"] == sum(d in buyers for d in mine)
+    share, base = len(others[::3]) / len(others), len(held[::5]) / len(held)
+    assert report["uplift"]["estimate"] == pytest.approx(share - base, abs=1e-12)
+    low, high = report["uplift"]["ci95"]
+    assert low < share - base < high
+    assert report["srm"]["ok"] is True
+    budget = client.get("/v1/campaigns/summer").json()["budget_state"]
+    assert report["budget"] == budget
+    assert client.get("/v1/campaigns/nope/report").status_code == 404
+    for query in ("from=soon", "from=2020-01-01T00:00:00Z", "to=2020-01-01T00:00:00"):
+        assert client.get(f"/v1/campaigns/summer/report?{query}").status_code == 422
+
+
+def test_an_imbalance_and_a_lift_by_hand() -> None:
+    # 1,000 customers of whom 50 should be held out, standard deviation sqrt(47.5) = 6.892.
+    assert imbalance(50, 1000, 50.0) == Imbalance(1.0, True)
+    assert imbalance(65, 1000, 50.0).p_value == pytest.approx(0.029528, abs=1e-5)
+    assert not imbalance(80, 1000, 50.0).ok
+    found = lift(30, 101, 10, 101)
+    assert found is not None
+    p, q = 30 / 101, 10 / 101
+    spread = 1.959964 * ((p * (1 - p) + q * (1 - q)) / 100) ** 0.5
+    assert found.ci95 == pytest.approx([p - q - spread, p - q + spread])
+    assert lift(1, 1, 0, 50) is None
+
+
 # Keys
 
 
@@ -265,6 +323,7 @@ def test_scopes_open_what_they_name_and_nothing_else(client: Client) -> None:
         ("GET", "/v1/models/current", "read", None),
         ("GET", "/v1/campaigns", "read", None),
         ("GET", "/v1/campaigns/spring", "read", None),
+        ("GET", "/v1/campaigns/spring/report", "read", None),
         ("POST", "/v1/campaigns/spring/pause", "admin", {}),
         ("POST", "/v1/campaigns/spring/resume", "admin", None),
         ("DELETE", "/v1/customers/zz", "admin", None),
