@@ -88,7 +88,8 @@ def write_snapshot(
 ) -> Path:
     """Decide for everyone, write the snapshot, and make it the current one; returns its folder."""
     campaign = Campaign.of(config, model.bundle)
-    population = population.seen_only()
+    # Quiet hours are of the moment of asking, and say nothing of the price.
+    population = replace(population.seen_only(), quiet_until=None)
     decisions = decide_all(population, campaign, salt)
     if decisions.used:
         prices = {use.name: use.price for use in decisions.used}

@@ -129,6 +129,17 @@ def test_quiet_hours_refuse_only_what_is_sent_at_once(shop: Shop, tmp_path: Path
     assert "quiet_hours" not in set(tokyo["reason"])
 
 
+def test_a_snapshot_of_the_night_has_the_price_of_the_day(shop: Shop, tmp_path: Path) -> None:
+    config = make_config(shop.root / "tables", contact={"send": "immediate"})
+    people = replace(
+        shop.population, quiet_until=np.full(300, np.datetime64("2026-01-01T09:00", "us"))
+    )
+    snapshot = ensure_snapshot(
+        config, shop.model, SALT, root=tmp_path / "data", build=lambda _: people
+    )
+    assert snapshot.shadow_price == shop.snapshot.shadow_price > 0
+
+
 def test_the_file_recommends_when_to_send(shop: Shop, tmp_path: Path) -> None:
     frame, _ = written(shop, tmp_path, contact={"send_time": True})
     assert list(frame.columns)[-3:] == ["send_weekday", "send_hour", "send_basis"]
