@@ -285,16 +285,17 @@ def report(experiment: Experiment, outcome: str, halves: Sequence[Mapping[str, f
         f"{len(halves)} random halves",
         (
             "policy",
-            *(f"treat {s:.0%}" for s in SHARES),
+            *(f"{s:.0%}" for s in SHARES),
             "less random",
             "95%",
-            "less by response",
+            "less response",
             "95%",
         ),
         table,
         (
-            f"{len(experiment.arm):,} customers, {experiment.arms} arms and control; differences "
-            f"at {share:.0%}, paired.",
+            f"{len(experiment.arm):,} customers, {experiment.arms} arms and control, "
+            f"{' and '.join(f'{s:.0%}' for s in SHARES)} treated;",
+            f"differences at {share:.0%}, paired.",
             f"The selected one {verdict} the best single arm by response.",
             f"Everybody: LightGBM, {SETTINGS.rounds} trees, {SETTINGS.num_leaves} leaves, rate "
             f"{SETTINGS.learning_rate}, {SETTINGS.min_child_samples} rows to a leaf.",

@@ -100,10 +100,20 @@ def top(effects: FloatArray, share: float = TREATED) -> FloatArray:
     return policy
 
 
+def top_of_folds(problem: Problem, oof: FloatArray, share: float = TREATED) -> FloatArray:
+    """That policy within every fold. Across folds it would prefer those whose own outcomes happen
+    to be low: the others' averages, from which their effects come, are then high."""
+    policy = np.zeros_like(oof)
+    for f in range(problem.folds):
+        held = problem.fold == f
+        policy[held] = top(oof[held], share)
+    return policy
+
+
 def selected(problem: Problem, fitted: Mapping[str, Fitted], share: float = TREATED) -> str:
     """Which one out-of-fold effects and held-out scores choose, by the value of that policy."""
     matrix = ScoreMatrix(problem.gamma, problem.data.cluster)
-    policies = {name: top(one.oof, share) for name, one in fitted.items()}
+    policies = {name: top_of_folds(problem, one.oof, share) for name, one in fitted.items()}
     gains = {name: matrix.gain(policy).value for name, policy in policies.items()}
 
     def less_than(one: str, other: str) -> Estimate:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.learners import OURS, top
+from benchmarks.learners import OURS, top_of_folds
 from tests.truth.worlds import TABLE_SETTINGS, make_world, problem_of, training_set
 from uplift.boosting import Settings
 from uplift.learners import Fitted, make_learner
@@ -20,8 +20,9 @@ def test_the_held_out_value_of_every_learner_is_right_on_average(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Experiments of 4,000 rows with three arms: the doubly robust value of the best three tenths
-    by out-of-fold effects, less the true value of the same rows. It was too high by 6% for X, R and
-    DR while a fold's own rows chose the number of trees of the model that is judged on them."""
+    of each fold by out-of-fold effects, less the true value of the same rows. It was too high by 6%
+    for X, R and DR while a fold's own rows chose the trees of the model that is judged on them, and
+    too low by 29% for effects that hardly vary when the folds were ranked together."""
     gaps: dict[str, list[float]] = {name: [] for name in OURS}
     worth: dict[str, list[float]] = {name: [] for name in OURS}
     for seed in range(RUNS):
@@ -32,7 +33,7 @@ def test_the_held_out_value_of_every_learner_is_right_on_average(
         fitted: dict[str, Fitted] = {}
         for name in OURS:
             fitted[name] = make_learner(name, fitted).fit(problem)
-            policy = top(fitted[name].oof)
+            policy = top_of_folds(problem, fitted[name].oof)
             worth[name].append(float((policy * world.tau).sum(axis=1).mean()))
             gaps[name].append(matrix.gain(policy).value - worth[name][-1])
     lines = []
