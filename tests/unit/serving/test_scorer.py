@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from serving import schemas
-from serving.campaign import Campaign, decide_all
+from serving.campaign import Campaign, decide_all, decision_ids
 from serving.population import FOREVER, Population
 from serving.scorer import Scorer, shortest
 from tests.unit.serving.small_shop import (
@@ -96,25 +96,16 @@ def test_probabilities_follow_the_shares(shop: Shop) -> None:
     assert by_reason["exploration"] <= {0.84, 0.94, 0.13, 0.03}
 
 
-def test_a_dry_run_differs_by_its_missing_ids_alone(shop: Shop) -> None:
-    import msgspec
-
-    real, dry = (_answer(shop.scorer(), ALL, dry_run=run) for run in (False, True))
-    assert {d.decision_id for d in dry.decisions} == {None}
-    assert len({d.decision_id for d in real.decisions}) == 300
-    stripped = [msgspec.structs.replace(d, decision_id=None) for d in real.decisions]
-    assert stripped == dry.decisions
-
-
-def test_decision_ids_follow_from_salt_window_and_model(shop: Shop) -> None:
-    def first(scorer: Scorer) -> str | None:
-        return _answer(scorer, ["c-050"]).decisions[0].decision_id
-
+def test_decision_ids_of_a_file_follow_from_salt_window_and_model(shop: Shop) -> None:
+    campaign = Campaign.of(shop.config, shop.model.bundle)
     ids = {
-        first(shop.scorer()),
-        first(shop.scorer(window_id=1)),
-        first(shop.scorer(salt=replace(SALT, value=b"x" * 40))),
-        first(shop.scorer(model=replace(shop.model, sha256="0" * 64))),
+        decision_ids(["c-050"], made, salt, shop.snapshot.snapshot_id, sha256)[0]
+        for made, salt, sha256 in (
+            (campaign, SALT, shop.model.sha256),
+            (replace(campaign, window_id=1), SALT, shop.model.sha256),
+            (campaign, replace(SALT, value=b"x" * 40), shop.model.sha256),
+            (campaign, SALT, "0" * 64),
+        )
     }
     assert len(ids) == 4
 
