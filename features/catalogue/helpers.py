@@ -45,5 +45,7 @@ def responded_offers_365d(e: Facts) -> ir.Value:
     doc="Days, in parts, until the first of the unused and valid coupons expires.",
 )
 def coupon_expires_days(e: Facts) -> ir.Value:
-    left = (e.expires.epoch_seconds() - e.as_of.epoch_seconds()) / 86_400.0
+    # Whole seconds, as Spark counts them; as a float, since Spark divides decimals to few places.
+    left = e.expires.epoch_seconds().floor() - e.as_of.epoch_seconds().floor()
+    left = left.cast("float64") / 86_400.0
     return left.min(where=~e.reminder & e.unexpired & ~e.used)

@@ -115,6 +115,11 @@ def _response(h: History) -> dict[str, Value]:
     }
 
 
+def _whole(time: datetime) -> float:
+    """Days since a fixed day, in whole seconds."""
+    return (time - datetime(2000, 1, 1)) // timedelta(seconds=1) / 86_400
+
+
 def _fatigue(h: History) -> dict[str, Value]:
     ages = [h.age(e["assigned_at"]) for e in h.offers]
     opened = [v["occurred_at"] for v in h.events if v["type"] == "opened"]
@@ -124,7 +129,7 @@ def _fatigue(h: History) -> dict[str, Value]:
         if _unused(h, e)
     ]
     return {
-        "coupon_expires_days": (min(ends) - h.as_of) / timedelta(days=1) if ends else None,
+        "coupon_expires_days": _whole(min(ends)) - _whole(h.as_of) if ends else None,
         "offers_7d": sum(age <= 7 for age in ages),
         "offers_28d": sum(age <= 28 for age in ages),
         "offer_recency_days": min(ages, default=None),
