@@ -38,13 +38,16 @@ def client(shop: Shop, tmp_path: Path) -> Iterator[Client]:
         yield found
 
 
+# Once for all: a campaign that has started keeps its start.
+START = datetime.now(UTC).replace(microsecond=0) - DAY
+
+
 def body(**changes: Any) -> dict[str, Any]:
-    start = datetime.now(UTC).replace(microsecond=0) - DAY
     return {
         "name": "Summer",
         "currency": "EUR",
-        "starts_at": start.isoformat(),
-        "ends_at": (start + 40 * DAY).isoformat(),
+        "starts_at": START.isoformat(),
+        "ends_at": (START + 40 * DAY).isoformat(),
         "coupons": ["c5", "p10"],
         "holdout_bps": 1000,
         "exploration_bps": 1000,
