@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from features.churn import COLUMN as CHURN
 from features.config import Config
 from features.errors import ConfigError
 from serving.audience_manifest import MANIFEST_FORMAT, customers_digest, manifest_path
@@ -174,10 +175,6 @@ def decisions_table(
         "response_propensity": pa.array(scores.response),
         "tier": pa.array(population.tier.texts().tolist(), pa.string()),
         "lifecycle_stage": pa.array(population.stage.texts().tolist(), pa.string()),
-        "labels": pa.array(population.labels.texts().tolist(), pa.string()),
-        "churn_probability": pa.array(
-            population.values.get("churn", np.full(n, np.nan)), pa.float32(), from_pandas=True
-        ),
         "assignment_prob": pa.array(made.assignment_prob),
         "is_holdout": pa.array(made.is_holdout),
         "is_exploration": pa.array(made.is_exploration),
@@ -187,9 +184,13 @@ def decisions_table(
 
 
 def _advice(population: Population, made: Decisions) -> dict[str, pa.Array]:
-    """Columns that stand only where the configuration asks for them: trigger rules that fired,
-    and by which channel and when to send."""
+    """Columns that stand only where the configuration asks for them: the labels and the
+    probability behind the churn warning, trigger rules that fired, by which channel and when to
+    send."""
     columns: dict[str, pa.Array] = {}
+    if "churn" in population.values:
+        columns["labels"] = pa.array(population.labels.texts().tolist(), pa.string())
+        columns[CHURN] = pa.array(population.values["churn"], pa.float32(), from_pandas=True)
     rules, hours = population.arms, population.hours
     if rules is not None and rules.fired is not None:
         columns["rules_fired"] = pa.array(rules.fired.tolist(), pa.string())

@@ -19,8 +19,8 @@ from uplift.policy import Reason
 COLUMNS = [
     "decision_id", "customer_id", "campaign_id", "as_of", "action", "coupon_id", "reason",
     "expected_incremental_profit", "expected_cost", "cate_c5", "cate_p10", "cost_c5", "cost_p10",
-    "response_propensity", "tier", "lifecycle_stage", "labels", "churn_probability",
-    "assignment_prob", "is_holdout", "is_exploration", "model_version",
+    "response_propensity", "tier", "lifecycle_stage", "assignment_prob", "is_holdout",
+    "is_exploration", "model_version",
 ]  # fmt: skip
 
 
@@ -41,8 +41,6 @@ def test_columns_and_their_order(written: Path) -> None:
     none = frame["action"] == "none"
     assert (frame.loc[none, ["expected_cost", "expected_incremental_profit"]] == 0).all(axis=None)
     assert frame["tier"].notna().all()
-    assert frame["labels"].notna().all()
-    assert frame["churn_probability"].isna().all()  # this bundle has no model of churn
 
 
 def test_the_expected_cost_is_the_sum_of_the_file_and_within_the_budget(written: Path) -> None:
