@@ -145,7 +145,10 @@ def effect_steps(c: Candidate, settings: GateConfig, alpha: float, currency: str
     varied = bool(spread > 1e-12 and bound > 0)
     slope = c.slope
     lower = slope.lower(alpha)
-    straight = bool(slope.lo <= 1 <= slope.hi and lower > 0)
+    # Effects that are told too small cost nothing that is not seen; told too large, they do.
+    straight: Outcome = PASS if slope.lo <= 1 else UNCLEAR
+    if not (slope.hi >= 1 and lower > 0):
+        straight = FAIL
     done = {"none": "none was needed"}.get(c.calibrating.kind, c.calibrating.kind)
     was = c.calibrating.slope
     return [
@@ -164,10 +167,11 @@ def effect_steps(c: Candidate, settings: GateConfig, alpha: float, currency: str
             3,
             c.name,
             "effects are calibrated",
-            PASS if straight else FAIL,
-            f"slope {slope.value:.2f} [{slope.lo:.2f}, {slope.hi:.2f}] (needs to hold 1), lower "
-            f"bound {lower:.2f} (needs > 0); on the training rows out of fold {was.value:.2f} "
-            f"[{was.lo:.2f}, {was.hi:.2f}], calibration: {done}",
+            straight,
+            f"slope {slope.value:.2f} [{slope.lo:.2f}, {slope.hi:.2f}] (needs to reach 1; above "
+            f"it, effects are told too small), lower bound {lower:.2f} (needs > 0); on the "
+            f"training rows out of fold {was.value:.2f} [{was.lo:.2f}, {was.hi:.2f}], "
+            f"calibration: {done}",
             slope.value,
             lower,
             0.0,

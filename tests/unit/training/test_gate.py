@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from training.gate import Evidence, judge
 from training.gate_steps import (
     budget_step,
     data_step,
+    effect_steps,
     golden_step,
     money_step,
     response_step,
@@ -131,6 +134,29 @@ def test_the_budget_is_kept_passed_or_neither_is_shown(spend: Estimate, outcome:
     assert made.passed == (outcome != "fail")
     assert made.bound == pytest.approx(spend.value + 1.6449 * spend.se, rel=1e-4)
     assert budget_step("c", spend, None, GateConfig(), "EUR").outcome == "not run"
+
+
+@pytest.mark.parametrize(
+    ("slope", "outcome"),
+    [
+        (Estimate(1.1, 0.2), "pass"),
+        (Estimate(1.5, 0.2), "unclear"),  # told too small: the gain is there, and more
+        (Estimate(0.5, 0.2), "fail"),  # told too large
+        (Estimate(0.9, 0.6), "fail"),  # may be nothing at all
+    ],
+)
+def test_effects_may_be_told_too_small_but_not_too_large(slope: Estimate, outcome: str) -> None:
+    told: Any = SimpleNamespace(
+        name="c",
+        slope=slope,
+        report=SimpleNamespace(
+            predicted=np.array([0.0, 1.0]), estimates={GateConfig().ranking: Estimate(1.0, 0.1)}
+        ),
+        calibrating=SimpleNamespace(kind="none", slope=slope),
+    )
+    differ, calibrated = effect_steps(told, GateConfig(), ALPHA, "EUR")
+    assert differ.outcome == "pass"
+    assert calibrated.outcome == outcome
 
 
 def test_observational_data_need_to_be_accepted() -> None:
