@@ -61,7 +61,12 @@ asyncio.run(main())
 """
 
 
-def killed_rounds(shop: Shop, url: str, folder: Path, rounds: int) -> None:
+Told = dict[str, tuple[str, ...]]  # decision id -> customer, arm, action
+
+
+def killed_rounds(shop: Shop, url: str, folder: Path, rounds: int) -> tuple[Told, Told]:
+    """What killed servers had answered, and what those customers are told when asked again
+    (without what is decided anew each time)."""
     raw = shop.config.model_dump(mode="json")
     (folder / "spring.yaml").write_text(yaml.safe_dump(raw))
     (folder / "data").symlink_to(shop.root / "data")
@@ -74,7 +79,7 @@ def killed_rounds(shop: Shop, url: str, folder: Path, rounds: int) -> None:
     environment = {**os.environ, VARIABLE: SALT.value.decode(), "PYTHONPATH": str(ROOT)}
     environment.pop("MLFLOW_TRACKING_URI", None)
     rng = random.Random(1)
-    told: dict[str, tuple[str, ...]] = {}
+    told: Told = {}
     for round_ in range(rounds):
         worker = subprocess.Popen(
             [sys.executable, "-c", WORKER, str(folder), url, str(round_)],
@@ -102,23 +107,28 @@ def killed_rounds(shop: Shop, url: str, folder: Path, rounds: int) -> None:
         sticky = [(r.customer_id, r.window_id) for r in stored.values() if r.sticky]
         assert len(sticky) == len(set(sticky))
         assert budget.committed_micros == (held or 0) <= cap
-    assert len(told) > 20
     log.close()
-    # Asked again, everybody who was told something is told the same.
     with serving(scorer, url) as client:
         body = asked(*{customer for customer, *_ in told.values()})
         again = post(client, body).json()["decisions"]
-    for d in again:
-        if d["sticky_hit"]:
-            assert told.get(d["decision_id"], (d["customer_id"], d["arm"], d["action"])) == (
-                d["customer_id"], d["arm"], d["action"],
-            )  # fmt: skip
+    kept = {
+        d["decision_id"]: (d["customer_id"], d["arm"], d["action"])
+        for d in again
+        if d["sticky_hit"]
+    }
+    return told, kept
 
 
 def test_two_kills_lose_nothing(shop: Shop, tmp_path: Path) -> None:
-    killed_rounds(shop, f"sqlite:///{tmp_path / 'log.db'}", tmp_path, 2)
+    told, kept = killed_rounds(shop, f"sqlite:///{tmp_path / 'log.db'}", tmp_path, 2)
+    assert len(told) > 20
+    assert kept
+    assert {name: told.get(name, said) for name, said in kept.items()} == kept
 
 
 @pytest.mark.slow
 def test_fifty_kills_lose_nothing(shop: Shop, url: str, tmp_path: Path) -> None:
-    killed_rounds(shop, url, tmp_path, 50)
+    told, kept = killed_rounds(shop, url, tmp_path, 50)
+    assert len(told) > 20
+    assert kept
+    assert {name: told.get(name, said) for name, said in kept.items()} == kept
