@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ibis
@@ -132,3 +133,10 @@ def example() -> Tables:
 @pytest.fixture(scope="session")
 def example_config() -> Config:
     return make_config(timezone=worked_example.ZONE)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t" / "transactions").mkdir(parents=True)
+    return tmp_path / "t" / "transactions"

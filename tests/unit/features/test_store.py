@@ -19,105 +19,36 @@ from features.errors import ConfigError, DataError
 from features.frozen import FrozenValues, fit_frozen
 from features.grains import Workbench
 from features.orders import ITEM, OF_ITEMS
-from features.quarantine import quarantine_path
-from features.registry import CATALOGUE, COLUMNS, HELPERS, get
+from features.registry import get
 from features.sources import open_source
-from features.sources.files import FilesSource
 from features.spine import Scratch, all_customers, load_spine
-from features.store import Ingest
 from features.store.manifest import read_manifest, store_folder
 from features.tables import Tables
-from tests.unit.features.conftest import arrow, make_config
+from tests.unit.features.conftest import arrow
 from tests.unit.features.random_shop import (
     FEATURES,
-    OFFERS,
-    STAGE_CLOCKS,
     Row,
     make_customers,
     make_events,
     make_exposures,
     make_lines,
 )
-
-ZONE = "Europe/Berlin"
-NAMES = [*CATALOGUE, *HELPERS]
-OF_TRANSACTIONS = {"transactions", "stage_clocks"} | {c for c in COLUMNS if "transactions" in c}
-MIDNIGHT = datetime(2024, 7, 1, 22)  # of Berlin
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "t" / "transactions").mkdir(parents=True)
-    return tmp_path / "t" / "transactions"
-
-
-def config_of(*, incremental: bool = True, source: Row | None = None, **sections: Any) -> Config:
-    given = {"kind": "files", "path": "t", "incremental": incremental, "max_bad_share": 0.5}
-    base: Row = {"timezone": ZONE, "features": FEATURES, "offers": OFFERS}
-    base |= {"stage_clocks": STAGE_CLOCKS, "source": given | (source or {})}
-    return make_config(**(base | sections))
-
-
-def take_in(config: Config | None = None) -> Ingest:
-    return FilesSource(config or config_of()).ingest()
-
-
-def put(path: Path, rows: list[Row]) -> None:
-    """Write lines as a file, as one that lies there for an hour."""
-    table = arrow("transactions", pd.DataFrame(rows, dtype=object))
-    if not any("line_id" in row for row in rows):
-        table = table.drop_columns(["line_id"])
-    pq.write_table(table, path)
-    age(path)
-
-
-def age(path: Path, seconds: float = 3600.0) -> None:
-    past = path.stat().st_mtime - seconds
-    os.utime(path, (past, past))
-
-
-def row(order: str, at: str, amount: float = 10.0, **values: Any) -> Row:
-    made = {"customer_id": f"c{order[0]}", "order_id": order, "amount": amount}
-    return made | {"transacted_at": datetime.fromisoformat(at), "product_id": "p"} | values
-
-
-def state() -> dict[str, Any]:
-    """What the store says and has, but for where the lines came from."""
-    found = read_manifest(store_folder(config_of()))
-    assert found is not None
-    there = {p.relative_to(store_folder(config_of())).as_posix() for p in data_files()}
-    assert found.data_files <= there
-    return {"days": found.days, "settings": found.settings}
-
-
-def data_files() -> list[Path]:
-    return sorted(store_folder(config_of()).glob("*/*.parquet"))
-
-
-def from_scratch() -> dict[str, Any]:
-    """The state of a store made of the same files at once."""
-    for path in [*data_files(), store_folder(config_of()) / "manifest.json"]:
-        path.unlink()
-    take_in()
-    return state()
-
-
-def lines_of(tables: Tables) -> pd.DataFrame:
-    assert tables.transactions is not None
-    frame = tables.transactions.to_pyarrow().to_pandas()
-    columns = sorted(frame.columns)
-    return frame[columns].sort_values(columns, ignore_index=True)
-
-
-def assert_as_raw(**sections: Any) -> None:
-    """Lines, counts and digest are those of reading all files."""
-    store = open_source(config_of(**sections)).tables()
-    raw = open_source(config_of(incremental=False, **sections)).tables()
-    pd.testing.assert_frame_equal(lines_of(store), lines_of(raw), check_exact=True)
-    assert store.counts == raw.counts
-    assert (store.identical_lines, store.digest) == (raw.identical_lines, raw.digest)
-    assert store.absent == raw.absent
+from tests.unit.features.store_files import (
+    HEAD,
+    MIDNIGHT,
+    NAMES,
+    OF_TRANSACTIONS,
+    ZONE,
+    assert_as_raw,
+    config_of,
+    data_files,
+    from_scratch,
+    lines_of,
+    put,
+    row,
+    state,
+    take_in,
+)
 
 
 @pytest.fixture(scope="module")
@@ -454,78 +385,6 @@ def test_line_ids_that_come_later_count_for_all(folder: Path) -> None:
     put(folder / "b.parquet", [row("2", "2024-05-02T08:00", line_id="l1")])
     assert take_in().cleaned.counts == {"read": 3, "kept": 2, "duplicate_dropped": 1}
     assert_as_raw()
-
-
-HEAD = "customer_id,order_id,transacted_at,amount\n"
-
-
-def test_bad_rows_are_counted_by_file(folder: Path) -> None:
-    good = "A,o1,2024-05-01T10:00Z,10.5\nB,o2,2024-05-01T11:00Z,1\n"
-    (folder / "a.csv").write_text(HEAD + good + "A,o1,yesterday,1\n")
-    (folder / "b.csv").write_text(HEAD + good.replace("o1", "o7") + "C,o3\nD,o4,2024-05-02,ten\n")
-    assert_as_raw()
-    taken = take_in()
-    counts = {"bad_line": 1, "bad_number": 1, "bad_time": 1}
-    assert taken.cleaned.counts == {"read": 7, "kept": 4, **counts}
-    (folder / "a.csv").unlink()
-    assert_as_raw()
-    assert "bad_time" not in take_in().cleaned.counts
-
-
-def quarantine() -> list[list[Any]]:
-    """File, row number and reason of each row in the quarantine."""
-    path = quarantine_path(config_of(), "transactions")
-    if not path.is_file():
-        return []
-    frame = pq.read_table(path).to_pandas().astype(object)
-    frame = frame.where(frame.notna(), None)
-    names = frame["taken_from"].str.removeprefix("transactions/")
-    return [list(row) for row in zip(names, frame["row_number"], frame["reason"], strict=True)]
-
-
-def test_the_quarantine_has_the_bad_rows_of_all_files(folder: Path) -> None:
-    good = "A,o1,2024-05-01T10:00Z,10.5\nB,o2,2024-05-01T11:00Z,1\n"
-    (folder / "a.csv").write_text(HEAD + good + "A,o1,yesterday,1\n")
-    take_in()
-    of_a = ["a.csv", 3, "bad_time"]
-    assert quarantine() == [of_a]
-    (folder / "b.csv").write_text(HEAD + "C,o3\nD,o4,2024-05-02,ten\n" + good.replace("o", "p"))
-    (folder / "c.csv").write_text(HEAD + good.replace("o", "q"))
-    take_in()
-    of_b = [["b.csv", 1, "bad_number"], ["b.csv", None, "bad_line"]]
-    assert quarantine() == [of_a, *of_b]
-    # A file that had none before.
-    (folder / "c.csv").write_text(HEAD + good.replace("o", "q") + "E,o5,2024-05-01T09:00Z,\n")
-    take_in()
-    of_c = ["c.csv", 3, "missing_number"]
-    assert quarantine() == [of_a, *of_b, of_c]
-    # A corrected file's rows go, those of others stay; a moved file is not read again.
-    (folder / "b.csv").write_text(HEAD + good.replace("o", "p"))
-    (folder / "a.csv").rename(folder / "z.csv")
-    assert take_in().read == 2
-    assert quarantine() == [of_c, ["z.csv", 3, "bad_time"]]
-    rows = quarantine()
-    from_scratch()
-    assert quarantine() == rows
-    (folder / "c.csv").unlink()
-    take_in()
-    assert quarantine() == rows[1:]
-    (folder / "z.csv").unlink()
-    take_in()
-    assert quarantine() == []
-
-
-def test_refused_rows_are_shown_until_they_are_taken_away(folder: Path) -> None:
-    (folder / "a.csv").write_text(HEAD + "A,o1,2024-05-01T10:00Z,1\nA,o1,yesterday,1\n")
-    take_in()
-    rows = quarantine()
-    (folder / "b.csv").write_text(HEAD + "A,o1,2024-05-01T10:00Z,x\nA,o1,2024-05-01T10:00Z,y\n")
-    with pytest.raises(DataError, match=r"transactions.amount: expected .* that can be read"):
-        take_in()
-    assert [reason for *_, reason in quarantine()] == ["bad_number"] * 2
-    (folder / "b.csv").unlink()
-    assert take_in().read == 0
-    assert quarantine() == rows
 
 
 def test_lines_of_the_required_columns_alone(folder: Path) -> None:
