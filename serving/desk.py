@@ -74,8 +74,9 @@ class Answer:
 
 
 @dataclass
-class _Group:
-    """What is asked of one campaign in one transaction."""
+class Group:
+    """What is asked of one campaign in one transaction. `known`: standing decisions by customer;
+    `fresh`: customers to decide for, whose decisions are `made` under `ids`."""
 
     scorer: Scorer
     rules: Rules
@@ -124,17 +125,7 @@ class Desk:
         for group in groups:
             self._look(connection, group, asks)
             self._evaluate(group)
-        rows = [
-            (group, group.made.row(i, decision_id))
-            for group in groups
-            if group.made is not None
-            for i, decision_id in enumerate(group.ids)
-        ]
-        lost = self.store.add(connection, [row for _, row in rows])
-        if lost:
-            self._yield(connection, rows, lost)
-        for group in sorted(groups, key=lambda g: g.rules.campaign_id):
-            self._charge(connection, group, lost)
+        self.keep(connection, groups)
         results = []
         for group in groups:
             for k in group.asks:
@@ -150,6 +141,21 @@ class Desk:
             if once.name in stale:  # Another process has answered it; the next try replays that.
                 found[k] = RulesOutdated()
         return [one if one is not None else RulesOutdated() for one in found]
+
+    def keep(self, connection: Connection, groups: Sequence[Group]) -> None:
+        """Insert what was decided and charge what was inserted; what others decided first, or the
+        budget does not bear, is known in the groups afterwards."""
+        rows = [
+            (group, group.made.row(i, decision_id))
+            for group in groups
+            if group.made is not None
+            for i, decision_id in enumerate(group.ids)
+        ]
+        lost = self.store.add(connection, [row for _, row in rows])
+        if lost:
+            self._yield(connection, rows, lost)
+        for group in sorted(groups, key=lambda g: g.rules.campaign_id):
+            self._charge(connection, group, lost)
 
     def preview(self, connection: Connection | None, asks: Sequence[Ask]) -> list[Any]:
         """Answers to dry runs: the standing decision, or what it would be. Without a connection
@@ -175,7 +181,7 @@ class Desk:
         connection: Connection,
         asks: Sequence[Ask],
         found: list[Answer | Exception | None],
-    ) -> list[_Group]:
+    ) -> list[Group]:
         """Asks by campaign; those that can't or need not be decided get their answer at once."""
         wanted = sorted({ask.rules.campaign_id for ask in asks})
         entries = self.campaigns.some(connection, wanted)
@@ -206,21 +212,25 @@ class Desk:
 
     def _joined(
         self, asks: Sequence[Ask], which: Iterable[int], entries: Mapping[str, Entry]
-    ) -> list[_Group]:
-        groups: dict[int, _Group] = {}
+    ) -> list[Group]:
+        groups: dict[int, Group] = {}
         for k in which:
             ask = asks[k]
             group = groups.get(id(ask.rules))
             if group is None:
                 entry = entries.get(ask.rules.campaign_id)
-                group = _Group(ask.scorer, ask.rules, entry, self.now(ask.scorer))
+                group = Group(ask.scorer, ask.rules, entry, self.now(ask.scorer))
                 groups[id(ask.rules)] = group
             group.asks.append(k)
         return list(groups.values())
 
-    def _look(self, connection: Connection, group: _Group, asks: Sequence[Ask]) -> None:
+    def _look(self, connection: Connection, group: Group, asks: Sequence[Ask]) -> None:
         """What the log knows of everyone in the group."""
-        everyone = list(dict.fromkeys(i for k in group.asks for i in asks[k].ids))
+        self.look(connection, group, dict.fromkeys(i for k in group.asks for i in asks[k].ids))
+
+    def look(self, connection: Connection, group: Group, customers: Iterable[str]) -> None:
+        """What the log knows of these customers."""
+        everyone = list(customers)
         rules, now = group.rules, micros(group.now)
         group.known = self.store.sticky(
             connection, rules.campaign_id, rules.window_at(group.now), everyone
@@ -247,7 +257,7 @@ class Desk:
         kinds = self.store.refused(connection, hashes)
         return {hashes[key]: kind for key, kind in kinds.items()}
 
-    def _evaluate(self, group: _Group) -> None:
+    def _evaluate(self, group: Group) -> None:
         if not group.fresh:
             return
         budget = group.rules.campaign.budget
@@ -268,11 +278,11 @@ class Desk:
     def _yield(
         self,
         connection: Connection,
-        rows: Sequence[tuple[_Group, Mapping[str, Any]]],
+        rows: Sequence[tuple[Group, Mapping[str, Any]]],
         lost: set[str],
     ) -> None:
         """Read the decisions that other processes made first."""
-        late: dict[int, tuple[_Group, list[str]]] = {}
+        late: dict[int, tuple[Group, list[str]]] = {}
         for group, row in rows:
             if row["decision_id"] in lost:
                 late.setdefault(id(group), (group, []))[1].append(row["customer_id"])
@@ -282,7 +292,7 @@ class Desk:
                 self.store.sticky(connection, group.rules.campaign_id, window, customers)
             )
 
-    def _charge(self, connection: Connection, group: _Group, lost: set[str]) -> None:
+    def _charge(self, connection: Connection, group: Group, lost: set[str]) -> None:
         """Pay for the offers that were inserted; those that don't fit become none."""
         made = group.made
         if made is None:
@@ -316,7 +326,7 @@ class Desk:
         for i in out:
             made.items[i] = _refused(made.items[i], reason)
 
-    def _render(self, group: _Group, ask: Ask) -> tuple[bytes, str, dict[str, int]]:
+    def _render(self, group: Group, ask: Ask) -> tuple[bytes, str, dict[str, int]]:
         """The body, what to keep for a replay, and the reasons."""
         place = {customer: i for i, customer in enumerate(group.fresh)}
         items, ids, hits = [], [], []
@@ -363,7 +373,7 @@ class Desk:
         return _encode(found), kept, reasons
 
     def _overruled(
-        self, group: _Group, stored: Stored, customer: str, closed: Reason | None
+        self, group: Group, stored: Stored, customer: str, closed: Reason | None
     ) -> Reason | None:
         """Why an offer that stands must not be made now, if so."""
         if stored.action != "offer":
@@ -386,7 +396,7 @@ class Desk:
         self, connection: Connection, ask: Ask, entry: Entry, result: Mapping[str, Any]
     ) -> Answer:
         """The earlier answer, byte for byte, but for offers that must not be made any more."""
-        group = _Group(ask.scorer, ask.rules, entry, self.now(ask.scorer))
+        group = Group(ask.scorer, ask.rules, entry, self.now(ask.scorer))
         group.gone = self._gone(connection, ask.scorer, ask.ids)
         rows = self.store.by_id(connection, result["ids"])
         closed = ask.rules.closed(group.now, group.active)

@@ -20,7 +20,7 @@ from serving import schemas
 from serving.campaign import pre_reasons
 from serving.population import FOREVER
 from serving.rules import Rules
-from uplift.data import BoolArray
+from uplift.data import BoolArray, FloatArray
 from uplift.policy import STICKY, Decisions, Reason, decide
 
 if TYPE_CHECKING:
@@ -111,6 +111,33 @@ class Evaluated:
         }
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What holds of n customers before any draw.
+
+    rows, known: where each stands in the population, and whether it does. reward, cost: (n, K)
+    currency; reserve: (n, K) millionths that an offer holds of the budget. reason: (n,) the first
+    reason that precedes randomisation, or None. eligible: (n, K) arms that rules and budget leave;
+    offered: (K,) arms that the campaign has. toll: (n, K) what limits take off the worth.
+    shop_free, log_free, capped, quiet_until: until when contacts are held back.
+    """
+
+    rows: npt.NDArray[np.int64]
+    known: BoolArray
+    erased: BoolArray
+    reward: FloatArray
+    cost: FloatArray
+    reserve: npt.NDArray[np.int64]
+    reason: npt.NDArray[np.object_]
+    eligible: BoolArray
+    offered: BoolArray
+    toll: FloatArray | None
+    shop_free: Times
+    log_free: Times
+    capped: BoolArray
+    quiet_until: datetime | None
+
+
 def evaluate(
     scorer: Scorer,
     rules: Rules,
@@ -123,12 +150,43 @@ def evaluate(
 ) -> Evaluated:
     """Decide for customer ids, in their order; `left` millionths of the budget (None: no limit)
     may still be promised."""
-    people, bundle = scorer.snapshot.population, scorer.model.bundle
+    found = judge(scorer, rules, ids, now, facts=facts, left=left, active=active)
+    campaign = rules.in_window(rules.window_at(now))
+    made = decide(
+        ids,
+        campaign.worth(found.reward),
+        found.cost,
+        shares=campaign.shares,
+        salt=scorer.salt.value,
+        campaign_id=campaign.campaign_id,
+        window_id=campaign.window_id,
+        shadow_price=rules.shadow_price,
+        min_profit=campaign.min_profit,
+        eligible=found.eligible,
+        offered=found.offered,
+        in_stock=campaign.in_stock,
+        toll=found.toll,
+        pre_reasons=found.reason,
+    )
+    return settle(scorer, rules, ids, now, found, made)
+
+
+def judge(
+    scorer: Scorer,
+    rules: Rules,
+    ids: Sequence[str],
+    now: datetime,
+    *,
+    facts: Facts | None = None,
+    left: int | None = None,
+    active: bool = True,
+) -> Judged:
+    """What precedes every draw, of customer ids in their order; arguments as of `evaluate`."""
+    people = scorer.snapshot.population
     facts = facts or Facts.none(len(ids))
     rows, known = people.find(ids)
     known = known & ~facts.erased
-    window = rules.window_at(now)
-    campaign = rules.in_window(window)
+    campaign = rules.in_window(rules.window_at(now))
     reward = people.scores.reward[rows].astype(np.float64)
     cost = people.scores.cost[rows].astype(np.float64)
     moment = rules.stands_at or now
@@ -139,7 +197,7 @@ def evaluate(
     left_open = people.open_at(at, rows, entering=ours)
     shop_free, log_free = left_open.free_at, facts.free_at
     capped = (shop_free > at) | (log_free > wall)
-    ends = rules.valid_until(window)
+    ends = rules.valid_until(campaign.window_id)
     in_date = [end is None or end > moment for end in ends[1:]]
     offered = campaign.offered_at(moment) & np.array(in_date, dtype=bool)
     quiet_until = rules.quiet.until(now) if rules.quiet is not None else None
@@ -172,23 +230,37 @@ def evaluate(
     closed = rules.closed(now, active)
     if closed is not None:
         reason[:] = closed
-    made = decide(
-        ids,
-        campaign.worth(reward),
-        cost,
-        shares=campaign.shares,
-        salt=scorer.salt.value,
-        campaign_id=campaign.campaign_id,
-        window_id=window,
-        shadow_price=rules.shadow_price,
-        min_profit=campaign.min_profit,
+    return Judged(
+        rows=rows,
+        known=known,
+        erased=facts.erased,
+        reward=reward,
+        cost=cost,
+        reserve=reserve,
+        reason=reason,
         eligible=payable & left_open.arms,
         offered=offered,
-        in_stock=campaign.in_stock,
         toll=None if people.toll is None or not ours else people.toll[rows].astype(np.float64),
-        pre_reasons=reason,
+        shop_free=shop_free,
+        log_free=log_free,
+        capped=capped,
+        quiet_until=quiet_until,
     )
-    retry = _retry(made, shop_free, log_free, capped, quiet_until)
+
+
+def settle(
+    scorer: Scorer,
+    rules: Rules,
+    ids: Sequence[str],
+    now: datetime,
+    found: Judged,
+    made: Decisions,
+) -> Evaluated:
+    """Decisions in the words of answers and of the log; money of `made` in currency."""
+    bundle = scorer.model.bundle
+    campaign = rules.in_window(rules.window_at(now))
+    ends = rules.valid_until(campaign.window_id)
+    retry = _retry(made, found.shop_free, found.log_free, found.capped, found.quiet_until)
     columns = {
         "names": [CONTROL, *bundle.arms],
         "valid_micros": [None if end is None else micros(end) for end in ends],
@@ -200,13 +272,16 @@ def evaluate(
             "policy_version": campaign.version,
         },
     }
-    items = _items(scorer, ids, rows, known, made, ends, retry, _warnings(scorer, rules, now))
+    warnings = _warnings(scorer, rules, now)
+    items = _items(scorer, ids, found.rows, found.known, made, ends, retry, warnings)
     held = (
-        np.where(made.is_offer, reserve[np.arange(len(ids)), made.arm - 1], 0)
+        np.where(made.is_offer, found.reserve[np.arange(len(ids)), made.arm - 1], 0)
         if len(bundle.arms)
         else np.zeros(len(ids), dtype=np.int64)
     )
-    return Evaluated(rules, window, now, items, made, held.tolist(), facts.erased.tolist(), columns)
+    return Evaluated(
+        rules, campaign.window_id, now, items, made, held.tolist(), found.erased.tolist(), columns
+    )
 
 
 def _reserve(rules: Rules, cost: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
