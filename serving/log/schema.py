@@ -187,6 +187,8 @@ idempotency = Table(
     Column("stored_at", Time, nullable=False, index=True),
 )
 
+# Work that a process of its own does. Who holds the lease works on it; when it has run out, by the
+# time of the database, another takes the job up. `decided_at`: the moment it decides as of.
 jobs = Table(
     "jobs",
     metadata,
@@ -203,4 +205,15 @@ jobs = Table(
     Column("created_at", Time, nullable=False),
     Column("finished_at", Time),
     Column("lease_until", Time),
+    Column("owner", Id),
+    Column("decided_at", Time),
+)
+UNFINISHED = text("state IN ('queued', 'running', 'committing')")
+# One job of a campaign at a time, whatever the number of servers.
+Index(
+    "uq_jobs_unfinished",
+    jobs.c.campaign_id,
+    unique=True,
+    sqlite_where=UNFINISHED,
+    postgresql_where=UNFINISHED,
 )
