@@ -338,8 +338,8 @@ class Desk:
             if stored is not None:
                 hits.append(index)
                 ids.append(stored.decision_id)
-                why = self._overruled(group, stored, customer.customer_id, closed)
-                item = _restored(stored, index, customer.customer_id, why, True)
+                why = self.overruled(group, stored, customer.customer_id, closed)
+                item = restored(stored, index, customer.customer_id, why, True)
             else:
                 i = place[customer.customer_id]
                 assert group.made is not None
@@ -372,7 +372,7 @@ class Desk:
             )
         return _encode(found), kept, reasons
 
-    def _overruled(
+    def overruled(
         self, group: Group, stored: Stored, customer: str, closed: Reason | None
     ) -> Reason | None:
         """Why an offer that stands must not be made now, if so."""
@@ -406,8 +406,8 @@ class Desk:
             zip(ask.customers, result["ids"], strict=True)
         ):
             row = rows[decision_id]
-            why = self._overruled(group, row, customer.customer_id, closed)
-            item = _restored(row, index, customer.customer_id, why, index in hits)
+            why = self.overruled(group, row, customer.customer_id, closed)
+            item = restored(row, index, customer.customer_id, why, index in hits)
             if customer.context:
                 item = msgspec.structs.replace(item, warnings=[*item.warnings, "context_ignored"])
             items.append(item)
@@ -441,7 +441,7 @@ def _refused(item: schemas.Decision, reason: Reason) -> schemas.Decision:
     )
 
 
-def _restored(
+def restored(
     row: Stored, index: int, customer: str, why: Reason | None, hit: bool
 ) -> schemas.Decision:
     """A stored decision as it was answered; with `why` its offer is withheld."""
