@@ -258,6 +258,9 @@ class ServingConfig(Section):
     max_feature_age_hours: float = Field(
         50, gt=0, description="older snapshots refuse with stale_features"
     )
+    max_model_age_days: float = Field(
+        120, gt=0, description="models registered longer ago refuse with stale_model"
+    )
 
 
 class Config(Section):

@@ -134,26 +134,20 @@ def untrained_offers(config: Config, bundle: ScoringBundle) -> list[str]:
     return [o.coupon_id for o in config.offers if o.active and o.coupon_id not in bundle.arms]
 
 
-def pre_reasons(
-    reward: FloatArray,
-    cost: FloatArray,
-    response: FloatArray,
-    consent: BoolArray,
-    capped: BoolArray,
-    eligible: BoolArray | None = None,
-) -> Texts:
-    """(n,) the first reason before randomisation that comes from the customer alone, or None."""
-    usable = np.isfinite(reward).all(axis=1) & np.isfinite(cost).all(axis=1)
-    if reward.shape[1]:  # without any arm, no model of the response is needed
-        usable &= np.isfinite(response)
-    reason = np.full(len(reward), None, dtype=object)
-    # In reverse order of precedence: a later line overwrites an earlier one.
-    reason[capped] = Reason.CONTACT_CAP
-    if eligible is not None:
-        reason[~eligible] = Reason.NOT_ELIGIBLE
-    reason[~consent] = Reason.NO_CONSENT
-    reason[~usable] = Reason.SCORING_UNAVAILABLE
+def first_reason(n: int, refusals: Sequence[tuple[Reason, BoolArray | bool]]) -> Texts:
+    """(n,) the first of these reasons that holds for each customer, or None. refusals: in the order
+    of the table of reasons, each with (n,) whom it concerns, or whether everyone."""
+    reason = np.full(n, None, dtype=object)
+    for code, holds in reversed(refusals):
+        reason[np.broadcast_to(holds, n)] = code
     return reason
+
+
+def usable(reward: FloatArray, cost: FloatArray, response: FloatArray) -> BoolArray:
+    """(n,) customers whose scores are all there. reward, cost: (n, K); response: (n,)."""
+    found = np.logical_and(np.isfinite(reward).all(axis=1), np.isfinite(cost).all(axis=1))
+    # Without any arm, no model of the response is needed.
+    return np.logical_and(found, np.isfinite(response)) if reward.shape[1] else found
 
 
 def decide_all(population: Population, campaign: Campaign, salt: Salt) -> Decisions:
@@ -162,12 +156,17 @@ def decide_all(population: Population, campaign: Campaign, salt: Salt) -> Decisi
     reward, cost = _double(scores.reward), _double(scores.cost)
     moment = np.datetime64(population.as_of.replace(tzinfo=None), "us")
     left = population.open_at(moment)
-    reasons = pre_reasons(
-        reward, cost, _double(scores.response), left.consent, left.free_at > moment, left.eligible
+    quiet = population.quiet_until
+    reasons = first_reason(
+        len(population),
+        [
+            (Reason.SCORING_UNAVAILABLE, ~usable(reward, cost, _double(scores.response))),
+            (Reason.NO_CONSENT, ~left.consent),
+            (Reason.NOT_ELIGIBLE, ~left.eligible),
+            (Reason.CONTACT_CAP, left.free_at > moment),
+            (Reason.QUIET_HOURS, False if quiet is None else quiet > moment),
+        ],
     )
-    if population.quiet_until is not None:
-        quiet = population.quiet_until > moment
-        reasons[quiet & (reasons == None)] = Reason.QUIET_HOURS  # noqa: E711
     new = population.unseen
     if new is not None:
         # Any reward will do: what nobody knows the effect of is drawn, never chosen.

@@ -7,7 +7,7 @@ together. A customer's decision does not depend on who else is asked.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,11 @@ import numpy.typing as npt
 
 from features.config import CONTROL
 from serving import schemas
-from serving.campaign import pre_reasons
+from serving.judging import MICROS as MICROS
+from serving.judging import Facts as Facts
+from serving.judging import Judged as Judged
+from serving.judging import Times
+from serving.judging import judge as judge
 from serving.population import FOREVER
 from serving.rules import Rules
 from uplift.data import BoolArray, FloatArray
@@ -27,32 +31,10 @@ if TYPE_CHECKING:
     from serving.scorer import Scorer
 
 AGING = timedelta(hours=26)
-MICROS = 1_000_000
+MODEL_AGING = timedelta(days=45)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_PRECEDED_BY_ELIGIBILITY = (None, Reason.CONTACT_CAP, Reason.QUIET_HOURS)
 _HOLDOUTS = {Reason.GLOBAL_HOLDOUT: "global", Reason.HOLDOUT: "campaign"}
 _encode = msgspec.json.Encoder().encode
-
-Times = npt.NDArray[np.datetime64]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the log knows of n customers beside the snapshot.
-
-    withheld: (n,) consent was withdrawn, or the customer erased; erased: (n,) the latter;
-    free_at: (n,) when contact caps let the next offer through; NaT: now.
-    """
-
-    withheld: BoolArray
-    erased: BoolArray
-    free_at: Times
-
-    @classmethod
-    def none(cls, n: int) -> Facts:
-        """A log that knows nothing."""
-        no = np.zeros(n, dtype=bool)
-        return cls(no, no, np.full(n, np.datetime64("NaT", "us")))
 
 
 @dataclass(frozen=True)
@@ -111,33 +93,6 @@ class Evaluated:
         }
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What holds of n customers before any draw.
-
-    rows, known: where each stands in the population, and whether it does. reward, cost: (n, K)
-    currency; reserve: (n, K) millionths that an offer holds of the budget. reason: (n,) the first
-    reason that precedes randomisation, or None. eligible: (n, K) arms that rules and budget leave;
-    offered: (K,) arms that the campaign has. toll: (n, K) what limits take off the worth.
-    shop_free, log_free, capped, quiet_until: until when contacts are held back.
-    """
-
-    rows: npt.NDArray[np.int64]
-    known: BoolArray
-    erased: BoolArray
-    reward: FloatArray
-    cost: FloatArray
-    reserve: npt.NDArray[np.int64]
-    reason: npt.NDArray[np.object_]
-    eligible: BoolArray
-    offered: BoolArray
-    toll: FloatArray | None
-    shop_free: Times
-    log_free: Times
-    capped: BoolArray
-    quiet_until: datetime | None
-
-
 def evaluate(
     scorer: Scorer,
     rules: Rules,
@@ -147,14 +102,16 @@ def evaluate(
     facts: Facts | None = None,
     left: int | None = None,
     active: bool = True,
+    in_stock: BoolArray | None = None,
 ) -> Evaluated:
     """Decide for customer ids, in their order; `left` millionths of the budget (None: no limit)
-    may still be promised."""
-    found = judge(scorer, rules, ids, now, facts=facts, left=left, active=active)
+    may still be promised. in_stock: (K,) arms of which a piece is left; None: as the configuration
+    says."""
+    found = judge(scorer, rules, ids, now, facts=facts, left=left, active=active, in_stock=in_stock)
     campaign = rules.in_window(rules.window_at(now))
     made = decide(
         ids,
-        campaign.worth(found.reward),
+        _worth(rules, found),
         found.cost,
         shares=campaign.shares,
         salt=scorer.salt.value,
@@ -164,88 +121,11 @@ def evaluate(
         min_profit=campaign.min_profit,
         eligible=found.eligible,
         offered=found.offered,
-        in_stock=campaign.in_stock,
+        in_stock=found.in_stock,
         toll=found.toll,
         pre_reasons=found.reason,
     )
     return settle(scorer, rules, ids, now, found, made)
-
-
-def judge(
-    scorer: Scorer,
-    rules: Rules,
-    ids: Sequence[str],
-    now: datetime,
-    *,
-    facts: Facts | None = None,
-    left: int | None = None,
-    active: bool = True,
-) -> Judged:
-    """What precedes every draw, of customer ids in their order; arguments as of `evaluate`."""
-    people = scorer.snapshot.population
-    facts = facts or Facts.none(len(ids))
-    rows, known = people.find(ids)
-    known = known & ~facts.erased
-    campaign = rules.in_window(rules.window_at(now))
-    reward = people.scores.reward[rows].astype(np.float64)
-    cost = people.scores.cost[rows].astype(np.float64)
-    moment = rules.stands_at or now
-    at = np.datetime64(moment.astimezone(UTC).replace(tzinfo=None), "us")
-    wall = np.datetime64(now.astimezone(UTC).replace(tzinfo=None), "us")
-    # With a fixed as_of the shop's time stands; the log's times are those of the wall.
-    ours = campaign.campaign_id == scorer.config.name
-    left_open = people.open_at(at, rows, entering=ours)
-    shop_free, log_free = left_open.free_at, facts.free_at
-    capped = (shop_free > at) | (log_free > wall)
-    ends = rules.valid_until(campaign.window_id)
-    in_date = [end is None or end > moment for end in ends[1:]]
-    offered = campaign.offered_at(moment) & np.array(in_date, dtype=bool)
-    quiet_until = rules.quiet.until(now) if rules.quiet is not None else None
-
-    reason = pre_reasons(
-        reward,
-        cost,
-        people.scores.response[rows].astype(np.float64),
-        left_open.consent & ~facts.withheld,
-        capped,
-        left_open.eligible,
-    )
-    if quiet_until is not None:
-        reason[reason == None] = Reason.QUIET_HOURS  # noqa: E711
-    if rules.eligible is not None:
-        lower = np.array([r in _PRECEDED_BY_ELIGIBILITY for r in reason], dtype=bool)
-        reason[lower & ~rules.eligible[rows]] = Reason.NOT_ELIGIBLE
-    reserve = _reserve(rules, cost)
-    payable = np.ones(cost.shape, dtype=bool)
-    if left is not None and offered.any():
-        # An arm that the rest of the budget can't bear is out before any draw.
-        payable = reserve <= left
-        broke = (~payable | ~offered).all(axis=1) & (reason == None)  # noqa: E711
-        reason[broke] = Reason.BUDGET_EXHAUSTED
-    if rules.stands_at is None:
-        age = now - scorer.snapshot.as_of
-        if rules.max_feature_age is not None and age > rules.max_feature_age:
-            reason[:] = Reason.STALE_FEATURES
-    reason[~known] = Reason.UNKNOWN_CUSTOMER
-    closed = rules.closed(now, active)
-    if closed is not None:
-        reason[:] = closed
-    return Judged(
-        rows=rows,
-        known=known,
-        erased=facts.erased,
-        reward=reward,
-        cost=cost,
-        reserve=reserve,
-        reason=reason,
-        eligible=payable & left_open.arms,
-        offered=offered,
-        toll=None if people.toll is None or not ours else people.toll[rows].astype(np.float64),
-        shop_free=shop_free,
-        log_free=log_free,
-        capped=capped,
-        quiet_until=quiet_until,
-    )
 
 
 def settle(
@@ -259,6 +139,13 @@ def settle(
     """Decisions in the words of answers and of the log; money of `made` in currency."""
     bundle = scorer.model.bundle
     campaign = rules.in_window(rules.window_at(now))
+    if found.new.any():
+        default = found.new & (made.reason == Reason.BEST_NET_VALUE)
+        made = replace(
+            made,
+            reason=np.where(default, Reason.DEFAULT_OFFER, made.reason),
+            expected_incremental_profit=np.where(found.new, 0.0, made.expected_incremental_profit),
+        )
     ends = rules.valid_until(campaign.window_id)
     retry = _retry(made, found.shop_free, found.log_free, found.capped, found.quiet_until)
     columns = {
@@ -284,15 +171,15 @@ def settle(
     )
 
 
-def _reserve(rules: Rules, cost: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """(n, K) millionths that an offer of each arm holds of the budget."""
-    if rules.worst_micros is not None:
-        worst = np.array(rules.worst_micros, dtype=np.int64)
-        return np.broadcast_to(worst, cost.shape)
-    micro = np.rint(np.nan_to_num(cost) * MICROS)
-    if rules.safety_factor != 1.0:
-        micro = np.ceil(micro * rules.safety_factor)
-    return micro.astype(np.int64)
+def _worth(rules: Rules, found: Judged) -> FloatArray:
+    """(n, K) the profit to decide by. The default offer is made at any price: nobody knows what
+    it brings."""
+    worth = rules.campaign.worth(found.reward)
+    if rules.default is not None and found.new.any():
+        k, new = rules.default.arm, found.new
+        price = rules.shadow_price * found.cost[new, k]
+        worth[new, k] = 1.0 + max(rules.campaign.min_profit, 0.0) + price
+    return worth
 
 
 def _retry(
@@ -412,6 +299,8 @@ def _warnings(scorer: Scorer, rules: Rules, now: datetime) -> list[str]:
     found = []
     if rules.stands_at is None and now - scorer.snapshot.as_of > AGING:
         found.append("features_aging")
+    if rules.older(now, scorer.model.registered_at, MODEL_AGING):
+        found.append("model_aging")
     if scorer.simulated:
         found.append("simulated_data")
     return found

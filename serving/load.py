@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -32,10 +33,12 @@ class RegistryUnreachable(Exception):
 
 @dataclass(frozen=True)
 class Registered:
-    """A registered model version and the hash that its tag vouches for."""
+    """A registered model version, the hash that its tag vouches for, and when it was registered,
+    UTC."""
 
     version: str
     sha256: str | None
+    at: datetime | None = None
 
 
 class Registry(Protocol):
@@ -74,7 +77,8 @@ class MlflowRegistry:
             raise RegistryUnreachable(type(error).__name__) from error
         except Exception as error:
             raise RegistryUnreachable(type(error).__name__) from error
-        return Registered(str(found.version), found.tags.get(SHA256_TAG))
+        at = datetime.fromtimestamp(found.creation_timestamp / 1000, UTC)
+        return Registered(str(found.version), found.tags.get(SHA256_TAG), at)
 
     def download(self, name: str, version: str, into: Path) -> Path:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -93,7 +97,8 @@ class MlflowRegistry:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A verified bundle, which version it is, and what is not as it should be."""
+    """A verified bundle, which version it is, what is not as it should be, and when the version
+    was registered, UTC (None: an earlier release has brought it, and did not ask)."""
 
     bundle: ScoringBundle
     name: str
@@ -101,6 +106,7 @@ class LoadedModel:
     alias: str
     sha256: str
     degraded: tuple[str, ...] = ()
+    registered_at: datetime | None = None
 
 
 def resolve(
@@ -141,8 +147,12 @@ def resolve(
         shutil.rmtree(kept, ignore_errors=True)
         return _last_good(root, config, "bundle_rejected", str(error))
     current = {"name": config.name, "alias": alias, "version": found.version}
+    if found.at is not None:
+        current["registered_at"] = found.at.isoformat()
     write_atomically(folder / "current.json", {**current, "sha256": found.sha256})
-    return LoadedModel(bundle, config.name, found.version, alias, found.sha256)
+    return LoadedModel(
+        bundle, config.name, found.version, alias, found.sha256, registered_at=found.at
+    )
 
 
 def _fetch(registry: Registry, name: str, found: Registered, kept: Path) -> None:
@@ -165,6 +175,8 @@ def current_model(config: Config, root: Path = Path("data")) -> LoadedModel:
         if current["alias"] != alias:
             raise KeyError(alias)
         version, sha256 = str(current["version"]), str(current["sha256"])
+        told = current.get("registered_at")
+        at = None if told is None else datetime.fromisoformat(told)
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(
             str(folder / "current.json"),
@@ -173,7 +185,7 @@ def current_model(config: Config, root: Path = Path("data")) -> LoadedModel:
             remedy="Run: python -m serving sync --config ...",
         ) from None
     bundle = load_bundle(folder / sha256, sha256)
-    return LoadedModel(bundle, config.name, version, alias, sha256)
+    return LoadedModel(bundle, config.name, version, alias, sha256, registered_at=at)
 
 
 def _last_good(root: Path, config: Config, degraded: str, why: str) -> LoadedModel:

@@ -33,6 +33,17 @@ class Quiet:
 
 
 @dataclass(frozen=True)
+class DefaultOffer:
+    """What a campaign offers to customers whom the snapshot does not know, and who are stated to
+    consent. arm: its position; cost: currency that it is expected to cost with each of them;
+    eligible: the campaign's filter lets through of whom nothing is known."""
+
+    arm: int
+    cost: float
+    eligible: bool = True
+
+
+@dataclass(frozen=True)
 class Rules:
     """One campaign under one model and snapshot; made anew when any of them changes.
 
@@ -43,6 +54,8 @@ class Rules:
     caps: at most so many offers, of any campaign in the log, in so many days.
     worst_micros: (K,) full face value and contact of each arm, reserved in place of the expected
     cost; None: the expected cost times `safety_factor` is reserved.
+    max_feature_age, max_model_age: beyond them nothing is offered; None: any age will do.
+    default: for unknown customers; None: they get nothing.
     """
 
     campaign: Campaign
@@ -58,6 +71,8 @@ class Rules:
     safety_factor: float = 1.0
     worst_micros: tuple[int, ...] | None = None
     max_feature_age: timedelta | None = None
+    max_model_age: timedelta | None = None
+    default: DefaultOffer | None = None
 
     @classmethod
     def of_config(
@@ -83,6 +98,7 @@ class Rules:
             ),
             quiet=quiet,
             max_feature_age=timedelta(hours=config.serving.max_feature_age_hours),
+            max_model_age=timedelta(days=config.serving.max_model_age_days),
         )
 
     @property
@@ -100,9 +116,12 @@ class Rules:
             return self.campaign
         return replace(self.campaign, window_id=window)
 
+    def window_start(self, window: int) -> datetime:
+        return self.starts_at + timedelta(days=self.window_days) * window
+
     def valid_until(self, window: int) -> list[datetime | None]:
         """(K + 1,) when each arm's coupon of this window expires; None for control."""
-        start = self.starts_at + timedelta(days=self.window_days) * window
+        start = self.window_start(window)
         return [None, *(start + timedelta(days=days) for days in self.campaign.valid_days)]
 
     def closed(self, now: datetime, active: bool) -> Reason | None:
@@ -113,6 +132,12 @@ class Rules:
         if self.ends_at is not None and moment >= self.ends_at:
             return Reason.CAMPAIGN_ENDED
         return None if active else Reason.CAMPAIGN_PAUSED
+
+    def older(self, now: datetime, since: datetime | None, most: timedelta | None) -> bool:
+        """Whether what is of `since` is older than `most`; never where the shop's time stands."""
+        if self.stands_at is not None or most is None or since is None:
+            return False
+        return now - since > most
 
     def capped_until(self, offers: list[int]) -> int | None:
         """When the caps let the next offer through, after offers at these microseconds, the
