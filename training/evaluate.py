@@ -13,7 +13,7 @@ from training.dataset import Dataset
 from training.fit import Models
 from uplift.bundle import Money, ScoringBundle
 from uplift.calibration import Calibration, cross_calibrated, fit_calibration
-from uplift.costs import calibrate_costs, calibrated
+from uplift.costs import calibrate_costs, calibrated, unchanged
 from uplift.data import BoolArray, FloatArray, TrainingSet, stream
 from uplift.effect_report import EffectReport, recommended
 from uplift.effects import EffectModel
@@ -42,8 +42,6 @@ STEP_SHARE = 0.02
 # Standard errors by which a slope must miss 1: from there on a line with an estimated slope is
 # nearer to the truth than none (Akaike 1974).
 NEEDED = 2**0.5
-# Costs are not raised by more than this factor, whatever few training rows say.
-MOST_COST_RATIO = 2.0
 DECIDING_METRIC = "validation_gain_at_budget"
 
 
@@ -53,7 +51,7 @@ class Calibrating:
 
     slope   of the effects as they were learned, of the recommended arms: 1 when calibrated
     kind    none, linear or isotonic: what was done about it
-    cost_ratio  what the policy at the budget cost over what was predicted, where that was more
+    cost_ratio  what the policy at the budget cost over what was predicted for whom it chose
     """
 
     slope: Estimate
@@ -144,9 +142,7 @@ def make_bundle(
         policy=policy,
         effects=effects,
         costs=models.costs.model,
-        cost_calibration=np.tile([0.0, 1.0, 0.0], (len(active), 1))
-        if calibration is None
-        else calibration,
+        cost_calibration=unchanged(len(active)) if calibration is None else calibration,
         effect_calibration=effect_calibration,
         response=models.response.model,
         money=money_of(config),
@@ -321,14 +317,14 @@ def calibrate(
     """The bundle of a learner, with its effects and costs calibrated where the training rows, out
     of fold, ask for it; no test row is looked at.
 
-    Effects: where the slope is clearly not 1 (`training.gate.calibration: auto`). Costs:
-    whom a policy chooses is whom it thinks cheap, so it costs more than predicted; what it costs
-    on the training rows is asked for from then on.
+    Effects: where the slope is clearly not 1 (`training.gate.calibration: auto`). Costs: always,
+    on these effects; what remains between paid and predicted for the chosen is measured, and no
+    cost is raised for it, since the total of each coupon would then be too high.
     """
     train = models.train
 
-    def bundle_of(oof: FloatArray, effects: Calibration | None, ratio: float) -> ScoringBundle:
-        costs = ratio * calibrate_costs(train, models.costs.oof, oof)
+    def bundle_of(oof: FloatArray, effects: Calibration | None) -> ScoringBundle:
+        costs = costs_on(oof, models)
         return make_bundle(
             models,
             dataset,
@@ -340,7 +336,7 @@ def calibrate(
         )
 
     oof, through = fitted.oof, None
-    bundle = bundle_of(oof, None, 1.0)
+    bundle = bundle_of(oof, None)
     slope = recommended(out_of_fold(bundle, oof, models), on_train.gain).line.b
     kind = config.training.gate.calibration
     if kind == "auto":
@@ -351,21 +347,26 @@ def calibrate(
         least = max(2, round(STEP_SHARE * len(train)))
         through = fit_calibration(kind, oof, problem.gamma, possible, min_rows=least)
         oof = cross_calibrated(kind, oof, problem.gamma, problem.fold, possible, min_rows=least)
-        bundle = bundle_of(oof, through, 1.0)
+        bundle = bundle_of(oof, through)
     ratio = 1.0
     if per_row is not None:
         held = out_of_fold(bundle, oof, models)
         policy = model_policy(held, per_row, config.policy.min_incremental_profit)
         ratio = cost_ratio(on_train, policy, held.cost)
-        bundle = bundle_of(oof, through, ratio)
     return Prepared(bundle, oof, Calibrating(slope, kind, ratio))
 
 
 def cost_ratio(on_train: Scored, policy: FloatArray, cost: FloatArray) -> float:
-    """Measured over predicted cost of a policy, between 1 and MOST_COST_RATIO."""
+    """Measured over predicted cost of a policy; 1 where nothing is predicted."""
     predicted = float((policy * cost).sum(axis=1).mean())
-    measured = on_train.spend.gain(policy).value
-    return min(max(measured / predicted, 1.0), MOST_COST_RATIO) if predicted > 0 else 1.0
+    return on_train.spend.gain(policy).value / predicted if predicted > 0 else 1.0
+
+
+def costs_on(cate: FloatArray, models: Models) -> FloatArray:
+    """The calibration of the costs that belongs to effects cate (n, K) of the training rows, out
+    of fold."""
+    contact = np.array([offer.contact_cost for offer in models.offers])
+    return calibrate_costs(models.train, models.costs.oof, cate, contact)
 
 
 def _judge(

@@ -25,7 +25,7 @@ from training.diagnostics import Diagnostics
 from training.evaluate import (
     Candidate,
     Evaluation,
-    cost_ratio,
+    costs_on,
     make_bundle,
     out_of_fold,
     predict,
@@ -234,14 +234,9 @@ class _Gate:
         models, config, e = self.models, self.config, self.evaluation
         least, per_row = config.policy.min_incremental_profit, e.budget_per_row
         only = tuple(k == arm and offer.active for k, offer in enumerate(models.offers, start=1))
-        bundle = make_bundle(models, self.dataset, config, effects, name, only)
-        held = out_of_fold(bundle, oof, models)
-        policy, price = solve(held, per_row, least)
-        if per_row is not None:
-            ratio = cost_ratio(e.on_train, policy, held.cost)
-            costs = ratio * bundle.cost_calibration
-            bundle = make_bundle(models, self.dataset, config, effects, name, only, costs)
-            price = solve(out_of_fold(bundle, oof, models), per_row, least)[1]
+        costs = costs_on(oof, models)
+        bundle = make_bundle(models, self.dataset, config, effects, name, only, costs)
+        price = solve(out_of_fold(bundle, oof, models), per_row, least)[1]
         p = predict(bundle, models.test, config.training.threads)
         value = e.scored.value(name, model_policy(p, per_row, least), p.cost)
         return _Contender(name, bundle, value, price)

@@ -23,6 +23,7 @@ from training.fit import settings_of
 from training.responses import calibration_error, deciles
 from training.value_panel import Panel, Plan
 from uplift.bundle import Money, ScoringBundle
+from uplift.costs import unchanged
 from uplift.data import FloatArray, draw_folds, stream
 from uplift.effects import EffectModel
 from uplift.errors import DesignError
@@ -330,7 +331,7 @@ def value_bundle(panel: Panel, values: Values, config: Config) -> ScoringBundle:
         policy=VALUE_ALONE,
         effects=nothing,
         costs=nothing,
-        cost_calibration=np.zeros((0, 3)),
+        cost_calibration=unchanged(0),
         response=None,
         money=Money(config.outcome.kind, config.outcome.value, config.outcome.margin_rate or 1.0),
         frozen=json.loads(panel.frozen.to_json()),

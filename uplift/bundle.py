@@ -23,7 +23,7 @@ import numpy as np
 from lightgbm.basic import LightGBMError
 
 from uplift.calibration import Calibrated, Calibration
-from uplift.costs import calibrated
+from uplift.costs import TERMS, calibrated
 from uplift.data import Float32Array, FloatArray, Schema
 from uplift.effects import EffectModel
 from uplift.errors import BundleError, UpliftError
@@ -292,7 +292,9 @@ def _assemble(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> Scorin
         policy=manifest["policy"],
         effects=EffectModel.from_files(models["effects"], files),
         costs=EffectModel.from_files(models["costs"], files),
-        cost_calibration=np.asarray(manifest["cost_calibration"], dtype=np.float64).reshape(-1, 3),
+        cost_calibration=np.asarray(manifest["cost_calibration"], dtype=np.float64).reshape(
+            len(manifest["offers"]), -1 if manifest["offers"] else TERMS
+        ),
         response=None
         if models["response"] is None
         else ResponseModel.from_files(models["response"], files),

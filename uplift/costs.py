@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import brentq
 
 from uplift.boosting import Binned, Settings, cross_fit
 from uplift.data import FloatArray, IntArray, TrainingSet
@@ -17,6 +18,8 @@ from uplift.effects import EffectModel
 from uplift.nuisances import stack
 
 MIN_ROWS = 100
+# Intercept, predicted cost, effect, and the two terms that count above an effect of 0 only.
+TERMS = 5
 
 
 @dataclass(frozen=True)
@@ -46,27 +49,72 @@ def fit_costs(data: TrainingSet, binned: Binned, fold: IntArray, settings: Setti
     return FittedCosts(oof, stack(models), ratios)
 
 
-def calibrate_costs(data: TrainingSet, cost: FloatArray, cate: FloatArray) -> FloatArray:
-    """(K, 3) intercept and slopes of the paid cost on predicted cost and predicted effect.
+def unchanged(arms: int) -> FloatArray:
+    """(K, TERMS) the calibration that leaves costs as they are."""
+    return np.tile([0.0, 1.0, 0.0, 0.0, 0.0], (arms, 1))
 
-    cost, cate (n, K): out-of-fold predictions. Whoever is changed by an offer redeems it, so cost
-    and effect rise together; a cost model that is a little too smooth is then too low exactly for
-    the customers whom a policy chooses, and the budget would be passed. Regressing what was paid
-    on both makes the sum right for any choice that depends on them linearly.
+
+def calibrate_costs(
+    data: TrainingSet, cost: FloatArray, cate: FloatArray, least: FloatArray | None = None
+) -> FloatArray:
+    """(K, TERMS) of the paid cost on predicted cost and effect, per arm, by least squares.
+
+    cost, cate (n, K): out-of-fold predictions; least (K,): below which no cost falls, 0 if not
+    given. The terms are c, tau, max(tau, 0) and c max(tau, 0) beside an intercept. Whoever is
+    changed by an offer redeems it, and whoever is chosen is whom the model thinks cheap for what
+    he brings; so a model that is right on average is too low exactly for those whom a policy
+    chooses, and the budget would be passed. The bend at 0 is there because nobody is chosen below
+    it. The intercept makes the sum of the calibrated costs of the rows that had the arm what was
+    paid for them: choosing is repaired among the customers of a coupon, never by its total.
     """
-    out = np.tile([0.0, 1.0, 0.0], (data.n_arms, 1))
+    out = unchanged(data.n_arms)
+    floor = np.zeros(data.n_arms) if least is None else least
     for k in range(data.n_arms):
         rows = data.arm == k + 1
-        design = np.column_stack([np.ones(rows.sum()), cost[rows, k], cate[rows, k]])
-        if rows.sum() >= MIN_ROWS and np.linalg.matrix_rank(design) == design.shape[1]:
-            root = np.sqrt(data.weight[rows])
-            scaled = design * root[:, None]
-            out[k] = np.linalg.lstsq(scaled, data.cost[rows] * root, rcond=None)[0]
+        terms = _terms(cost[rows, k], cate[rows, k])
+        above = int((cate[rows, k] > 0).sum())
+        bent = min(above, rows.sum() - above) >= MIN_ROWS
+        # Without enough on both sides of 0 no bend; where effects never vary, costs alone.
+        design = next(
+            (terms[:, :t] for t in (TERMS, 3, 2)[not bent :] if _full_rank(terms[:, :t])), None
+        )
+        if rows.sum() < MIN_ROWS or design is None:
+            continue
+        weight, paid = data.weight[rows], data.cost[rows]
+        root = np.sqrt(weight)
+        line = np.linalg.lstsq(design * root[:, None], paid * root, rcond=None)[0]
+        line[0] += _shift(design @ line, floor[k], weight, paid)
+        out[k, : len(line)] = line
+        out[k, len(line) :] = 0.0
     return out
 
 
 def calibrated(calibration: FloatArray, cost: FloatArray, cate: FloatArray) -> FloatArray:
     """(n, K) costs from `calibrate_costs`, never below 0."""
-    b0, b1, b2 = calibration.T
-    out: FloatArray = np.maximum(b0 + b1 * cost + b2 * cate, 0.0)
+    terms = _terms(cost, cate)[..., : calibration.shape[1]]
+    out: FloatArray = np.maximum((terms * calibration).sum(axis=-1), 0.0)
     return out
+
+
+def _terms(cost: FloatArray, cate: FloatArray) -> FloatArray:
+    """(..., TERMS) from costs and effects of the same shape."""
+    above = np.maximum(cate, 0.0)
+    return np.stack([np.ones_like(cost), cost, cate, above, cost * above], axis=-1)
+
+
+def _full_rank(design: FloatArray) -> bool:
+    return bool(np.linalg.matrix_rank(design) == design.shape[1])
+
+
+def _shift(line: FloatArray, floor: float, weight: FloatArray, paid: FloatArray) -> float:
+    """What to add so that costs, cut off at the floor, add up to what was paid; 0 where nothing
+    lies below the floor, or where less was paid than it."""
+    total = float(weight @ paid)
+
+    def over(shift: float) -> float:
+        return float(weight @ np.maximum(line + shift, floor)) - total
+
+    lowest = floor - float(line.max())
+    if line.min() >= floor or over(0.0) <= 0 or over(lowest) >= 0:
+        return 0.0
+    return float(brentq(over, lowest, 0.0, xtol=1e-12))

@@ -82,12 +82,13 @@ def test_a_row_scores_the_same_alone(made: tuple[ScoringBundle, Float32Array]) -
 
 
 def test_scores_by_hand(made: tuple[ScoringBundle, Float32Array]) -> None:
-    """Cost = calibration of predicted cost and effect, at least the contact; profit = effect."""
+    """Cost = bent line of predicted cost and effect, at least the contact; profit = effect."""
     bundle, X = made
     scores = bundle.score(X, 1)
     cate, raw = bundle.effects.predict(X, 1), bundle.costs.predict(X, 1)
-    b = bundle.cost_calibration
-    cost = np.maximum(b[:, 0] + b[:, 1] * raw + b[:, 2] * cate, [0.02, 0.05])
+    b = bundle.cost_calibration.T
+    line = b[0] + b[1] * raw + b[2] * cate + np.where(cate > 0, b[3] * cate + b[4] * cate * raw, 0)
+    cost = np.maximum(line, [0.02, 0.05])
     assert (np.isclose(cost, [0.02, 0.05])).any(), "the floor is met somewhere"
     np.testing.assert_allclose(scores.cost, cost, rtol=1e-6)
     np.testing.assert_array_equal(scores.cate, cate.astype(np.float32))

@@ -9,7 +9,7 @@ import pytest
 
 from tests.truth.worlds import draw_arms, training_set
 from uplift.boosting import Binned, Settings
-from uplift.costs import calibrate_costs, calibrated, fit_costs
+from uplift.costs import calibrate_costs, calibrated, fit_costs, unchanged
 from uplift.data import TrainingSet, draw_folds
 from uplift.evaluation import Predictions, model_policy
 
@@ -62,7 +62,7 @@ def test_a_contact_that_costs_the_same_for_all() -> None:
     np.testing.assert_allclose(made.oof, 0.07, rtol=1e-12)
     assert np.array_equal(
         calibrate_costs(data, made.oof, np.random.default_rng(5).standard_normal((300, 2))),
-        [[0.0, 1.0, 0.0]] * 2,
+        unchanged(2),
     ), "a prediction that never varies can't be corrected by itself"
 
 
@@ -94,32 +94,62 @@ def test_a_smooth_cost_model_passes_the_budget_until_it_is_calibrated() -> None:
     assert spend(calibrated(calibration, smooth, effect)) == pytest.approx(1.0, abs=0.03)
 
 
-def test_calibration_finds_the_line_that_made_the_costs() -> None:
+def test_calibration_finds_the_bent_line_that_made_the_costs() -> None:
+    """A line below an effect of 0; above it another slope of the effect and of the cost."""
     rng = np.random.default_rng(7)
     data, _ = experiment(3000, 8)
     cost, cate = rng.uniform(1, 3, (3000, 2)), rng.standard_normal((3000, 2))
-    lines = np.array([[0.5, 0.8, 0.3], [2.0, 1.5, 0.0]])
-    true = lines[:, 0] + lines[:, 1] * cost + lines[:, 2] * cate
+    lines = np.array([[0.5, 0.8, 0.3, 0.4, 0.1], [2.0, 1.5, 0.0, -0.2, 0.5]])
+    a, c, t, up, steeper = lines.T
+    true = a + c * cost + t * cate + np.where(cate > 0, up * cate + steeper * cate * cost, 0.0)
     paid = np.column_stack([np.zeros(3000), true])[np.arange(3000), data.arm]
     made = calibrate_costs(replace(data, cost=paid), cost, cate)
     np.testing.assert_allclose(made, lines, atol=1e-9)
     np.testing.assert_allclose(calibrated(made, cost, cate), true, atol=1e-9)
 
 
-def test_calibration_keeps_the_total_that_was_paid() -> None:
+def test_no_bend_with_hardly_anybody_on_one_side_and_costs_alone_without_effects() -> None:
+    data, truth = experiment(3000, 8)
+    cate = np.abs(np.random.default_rng(13).standard_normal((3000, 2)))
+    straight = calibrate_costs(data, truth, cate)
+    assert (straight[:, 3:] == 0).all()
+    assert (straight[:, 1:3] != 0).all()
+    cate[:80] *= -1  # fewer than 100 of either arm
+    assert (calibrate_costs(data, truth, cate)[:, 3:] == 0).all()
+    same = calibrate_costs(data, truth, np.full((3000, 2), 0.3))
+    assert (same[:, 2:] == 0).all()
+    assert same[:, 1] == pytest.approx([1.0, 1.0], abs=0.2), "the costs are the true ones"
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.5, 2.0])
+def test_calibration_keeps_the_total_that_was_paid_whatever_the_floor(floor: float) -> None:
+    """Cutting costs off at the contact raises them; the intercept takes it back."""
     rng = np.random.default_rng(9)
     data, truth = experiment(3000, 10)
-    cate = rng.standard_normal((3000, 2))
-    made = calibrated(calibrate_costs(data, truth, cate), truth, cate)
+    least = np.full(2, floor)
+    # Costs so spread that many fall below the floor.
+    data = replace(data, cost=np.where(data.arm > 0, np.maximum(data.cost, floor), 0.0))
+    cost, cate = truth * rng.normal(1, 2, (3000, 1)), rng.standard_normal((3000, 2))
+    made = np.maximum(calibrated(calibrate_costs(data, cost, cate, least), cost, cate), least)
     for k in (1, 2):
         rows = data.arm == k
-        assert made[rows, k - 1].sum() == pytest.approx(data.cost[rows].sum(), rel=1e-3)
+        assert made[rows, k - 1].sum() == pytest.approx(data.cost[rows].sum(), rel=1e-9)
+
+
+def test_a_floor_above_all_that_was_paid_is_no_error() -> None:
+    data, truth = experiment(3000, 10)
+    cate = np.random.default_rng(9).standard_normal((3000, 2))
+    high = np.full(2, 100.0)
+    np.testing.assert_array_equal(
+        calibrate_costs(data, truth, cate, high)[:, 1:], calibrate_costs(data, truth, cate)[:, 1:]
+    )
 
 
 def test_few_rows_are_left_as_they_are_and_costs_never_fall_below_zero() -> None:
     data, truth = experiment(200, 11)  # some 60 rows an arm
     made = calibrate_costs(data, truth, np.random.default_rng(12).standard_normal((200, 2)))
-    assert made.tolist() == [[0.0, 1.0, 0.0]] * 2
+    assert np.array_equal(made, unchanged(2))
     assert np.array_equal(calibrated(made, truth, truth), truth)
+    # Three terms, as bundles of earlier trainings have them.
     low = calibrated(np.array([[-5.0, 1.0, 0.0]]), np.array([[1.0], [7.0]]), np.zeros((2, 1)))
     assert low.tolist() == [[0.0], [2.0]]
