@@ -117,7 +117,7 @@ def write_decisions(
     }  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".csv":
-        written = _csv(table)
+        written = csv_bytes(table)
     else:
         packed = table.replace_schema_metadata({METADATA: json.dumps(facts, sort_keys=True)})
         buffer = io.BytesIO()
@@ -307,9 +307,9 @@ def summary(written: DecisionsFile) -> str:
     return "\n".join([*lines, f"wrote {written.path} and {manifest_path(written.path).name}"])
 
 
-def _csv(table: pa.Table) -> bytes:
+def csv_bytes(table: pa.Table, *, header: bool = True) -> bytes:
     """UTF-8, CRLF, text in quotes; numbers read back bit for bit; text can't start a formula."""
-    frame = table.to_pandas()
+    frame = table.to_pandas(integer_object_nulls=True)
     for field in table.schema:
         if pa.types.is_timestamp(field.type):
             frame[field.name] = frame[field.name].dt.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -317,7 +317,9 @@ def _csv(table: pa.Table) -> bytes:
             text = frame[field.name].astype(object)
             risky = text.str.match(r"[=+\-@\t\r\n\0＝＋－＠]", na=False)
             frame[field.name] = text.where(~risky, "'" + text)
-    text = frame.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\r\n")
+    text = frame.to_csv(
+        index=False, header=header, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\r\n"
+    )
     return str(text).encode()
 
 
