@@ -6,6 +6,8 @@ Nothing else may read the shop's truth. On the held-out exposures, at the config
     attainable  the same features as the models, trained on the true effects and costs
     the others  the policies that the training found, at their true value
 
+and what the served model says each coupon costs and each budget brings (`plan_truth`).
+
 Usage: python -m benchmarks.truth --config C
 """
 
@@ -25,6 +27,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
 
+from benchmarks.plan_truth import cost_lines, cost_table, plan_lines, plan_table
 from features.config import Config, load_config
 from features.errors import DataError, InputError
 from features.sources.simulated import shop_folder
@@ -173,6 +176,21 @@ def table(lines: list[Line], report: dict[str, Any], currency: str) -> str:
     return "\n".join(out)
 
 
+def plan_and_costs(config: Config, frame: pd.DataFrame, report: dict[str, Any]) -> list[str]:
+    """The tables of costs and of the plan; the latter only where the policy sends anything."""
+    if "plan" not in report:
+        raise DataError(
+            str(rows_path(config.name)),
+            expected="rows with what the served model predicts",
+            found="those of an earlier version",
+            remedy="Train again.",
+        )
+    truth = read_truth(config, frame["exposure_id"], report["arms"])
+    tables = [cost_table(cost_lines(frame, truth.cost, report), config.currency)]
+    plan = plan_lines(frame, truth.tau, truth.cost, report)
+    return [*tables, plan_table(plan, config.currency)] if plan else tables
+
+
 def log_to_mlflow(lines: list[Line], report: dict[str, Any], text: str) -> None:
     """Put the truth beside the run's own figures."""
     import mlflow
@@ -209,7 +227,9 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    text = table(lines, report, config.currency)
+    text = "\n\n".join(
+        [table(lines, report, config.currency), *plan_and_costs(config, frame, report)]
+    )
     print(text)
     if arguments.json:
         aside = arguments.json.with_suffix(".tmp")

@@ -137,7 +137,7 @@ def _log(training: Training, config: Config, path: str) -> str:
     )
     if simulated:
         save_rows(
-            config.name,
+            config,
             registered.run_id,
             training.tables.digest,
             training.dataset,
