@@ -48,12 +48,13 @@ class FilterError(Exception):
         super().__init__(f"{pointer}: {code}")
 
 
-def rules_of_entry(scorer: Scorer, entry: Entry) -> Rules:
+def rules_of_entry(scorer: Scorer, entry: Entry, *, price: bool = True) -> Rules:
     """The rules of a stored campaign; prices it, which takes a moment for many customers."""
     if entry.configured:
         start = datetime.fromisoformat(json.loads(entry.resource)["starts_at"])
         return Rules.of_config(scorer, start, entry.version)
-    return rules_of_body(scorer, entry.campaign_id, _decode(entry.resource.encode()), entry.version)
+    body = _decode(entry.resource.encode())
+    return rules_of_body(scorer, entry.campaign_id, body, entry.version, price=price)
 
 
 def rules_of_body(
