@@ -112,6 +112,11 @@ class Campaign:
         stock = self.stock or (None,) * len(self.offered)
         return np.array([left != 0 for left in stock], dtype=bool)
 
+    @property
+    def limited(self) -> frozenset[str]:
+        """Arms of which there are only so many pieces."""
+        return frozenset(a for a, n in zip(self.arms, self.stock, strict=False) if n is not None)
+
     def worth(self, reward: FloatArray) -> FloatArray:
         """(n, K) the profit to decide by: below any threshold where the policy sends nothing."""
         return (

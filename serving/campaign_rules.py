@@ -18,7 +18,8 @@ from serving.log.campaigns import Entry
 from serving.population import RFM, Labels, Population
 from serving.problems import ProblemError, field_problem
 from serving.resources import CampaignBody
-from serving.rules import Quiet, Rules
+from serving.rules import DefaultOffer, Quiet, Rules
+from serving.schemas import FieldProblem
 from serving.scorer import Scorer
 from uplift.bundle import Scores
 from uplift.data import BoolArray, FloatArray
@@ -83,6 +84,7 @@ def rules_of_body(
         faults.append(field_problem("#/starts_at", "invalid"))
     if body.ends_at is not None and (end is None or (start is not None and end <= start)):
         faults.append(field_problem("#/ends_at", "range"))
+    faults += _default_faults(body)
     worst = None
     if body.budget is not None and body.budget.mode == "worst_case":
         found = [_worst(offers[arm]) for arm in bundle.arms]
@@ -135,8 +137,46 @@ def rules_of_body(
         safety_factor=1.0 if body.budget is None else body.budget.safety_factor,
         worst_micros=worst,
         max_feature_age=(None if scorer.fixed else timedelta(hours=body.feature_max_age_hours)),
+        max_model_age=None if scorer.fixed else timedelta(days=body.model_max_age_days),
+        default=None if body.default_coupon is None else _default_offer(scorer, body),
     )
     return priced(scorer, rules) if price else rules
+
+
+def _default_faults(body: CampaignBody) -> list[FieldProblem]:
+    """What is wrong with the offer for unknown customers."""
+    wanted = body.unknown_customer == "default_offer"
+    if wanted and body.default_coupon is None:
+        return [field_problem("#/default_coupon", "missing")]
+    if not wanted and body.default_coupon is not None:
+        return [field_problem("#/default_coupon", "invalid")]
+    if body.default_coupon is not None and body.default_coupon not in body.coupons:
+        return [field_problem("#/default_coupon", "unknown_coupon")]
+    return []
+
+
+def _default_offer(scorer: Scorer, body: CampaignBody) -> DefaultOffer:
+    """What unknown customers are offered. It is expected to cost what it costs with the customers
+    who have no orders, where there are any, else with all."""
+    people, config = scorer.snapshot.population, scorer.config
+    arm = scorer.model.bundle.arms.index(str(body.default_coupon))
+    cost = np.asarray(people.scores.cost[:, arm], dtype=np.float64)
+    new = np.isnan(people.rfm[:, 0]) & np.isfinite(cost)
+    like = cost[new] if new.any() else cost[np.isfinite(cost)]
+    eligible = True
+    if body.eligibility is not None:
+        nobody = replace(
+            people,
+            X=np.full((1, people.X.shape[1]), np.nan, dtype=np.float32),
+            rfm=np.full((1, len(RFM)), np.nan),
+            tier=replace(people.tier, codes=np.zeros(1, dtype=np.uint8)),
+            stage=replace(people.stage, codes=np.zeros(1, dtype=np.uint8)),
+        )
+        eligible = bool(evaluate_filter(body.eligibility, nobody, scorer)[0])
+    # Nobody can tell whom a coupon's own filter would let through.
+    own = {offer.coupon_id: offer for offer in config.offers}.get(str(body.default_coupon))
+    eligible = eligible and (own is None or own.eligible is None)
+    return DefaultOffer(arm, float(like.mean()) if len(like) else 0.0, eligible)
 
 
 def priced(scorer: Scorer, rules: Rules) -> Rules:

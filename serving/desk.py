@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -26,14 +26,15 @@ from serving.evaluation import (
     moment,
     shown_time,
 )
-from serving.log import idempotency, ledger
+from serving.log import idempotency, stock
 from serving.log.campaigns import Campaigns, Entry
 from serving.log.engine import Log
 from serving.log.idempotency import KeyReused, Once
 from serving.log.store import Store, Stored, customer_hash, new_ids
+from serving.payment import pay, refused
 from serving.rules import Rules
 from serving.scorer import Scorer
-from uplift.allocation import allocate
+from uplift.data import BoolArray
 from uplift.policy import Reason
 
 NEVER = np.datetime64("NaT", "us")
@@ -85,6 +86,8 @@ class Group:
     asks: list[int] = field(default_factory=list)
     known: dict[str, Stored] = field(default_factory=dict)
     facts: Facts | None = None
+    in_stock: BoolArray | None = None
+    """(K,) arms of which a piece is left; None: as the configuration says."""
     fresh: list[str] = field(default_factory=list)
     made: Evaluated | None = None
     ids: list[str] = field(default_factory=list)
@@ -143,8 +146,8 @@ class Desk:
         return [one if one is not None else RulesOutdated() for one in found]
 
     def keep(self, connection: Connection, groups: Sequence[Group]) -> None:
-        """Insert what was decided and charge what was inserted; what others decided first, or the
-        budget does not bear, is known in the groups afterwards."""
+        """Insert what was decided, and take pieces and charge for what was inserted; what others
+        decided first, or there is no piece or money for, is known in the groups afterwards."""
         rows = [
             (group, group.made.row(i, decision_id))
             for group in groups
@@ -154,8 +157,7 @@ class Desk:
         lost = self.store.add(connection, [row for _, row in rows])
         if lost:
             self._yield(connection, rows, lost)
-        for group in sorted(groups, key=lambda g: g.rules.campaign_id):
-            self._charge(connection, group, lost)
+        pay(connection, self.store, groups, lost)
 
     def preview(self, connection: Connection | None, asks: Sequence[Ask]) -> list[Any]:
         """Answers to dry runs: the standing decision, or what it would be. Without a connection
@@ -170,6 +172,7 @@ class Desk:
                 self._look(connection, group, asks)
             else:
                 group.fresh = list(dict.fromkeys(i for k in group.asks for i in asks[k].ids))
+                self._hear(group, asks)
             self._evaluate(group)
             for k in group.asks:
                 body, _, reasons = self._render(group, asks[k])
@@ -227,6 +230,15 @@ class Desk:
     def _look(self, connection: Connection, group: Group, asks: Sequence[Ask]) -> None:
         """What the log knows of everyone in the group."""
         self.look(connection, group, dict.fromkeys(i for k in group.asks for i in asks[k].ids))
+        self._hear(group, asks)
+
+    def _hear(self, group: Group, asks: Sequence[Ask]) -> None:
+        """What the requests say of customers, where the campaign asks for it."""
+        if group.rules.default is not None:
+            said = {c.customer_id for k in group.asks for c in asks[k].customers if _consents(c)}
+            facts = group.facts or Facts.none(len(group.fresh))
+            stated = np.array([i in said for i in group.fresh], dtype=bool)
+            group.facts = replace(facts, stated=stated)
 
     def look(self, connection: Connection, group: Group, customers: Iterable[str]) -> None:
         """What the log knows of these customers."""
@@ -241,6 +253,12 @@ class Desk:
         if rules.caps and group.fresh:
             since = now - max(days for _, days in rules.caps) * 86_400_000_000
             offers = self.store.offers(connection, group.fresh, since, now)
+        since = micros(rules.window_start(rules.window_at(group.now)))
+        converted = self.store.converted(connection, rules.campaign_id, group.fresh, since)
+        if rules.campaign.limited:
+            left = stock.left(self.log, connection, rules.campaign.limited)
+            arms = rules.campaign.arms[: len(group.scorer.model.bundle.arms)]
+            group.in_stock = np.array([left.get(arm, 1) > 0 for arm in arms], dtype=bool)
         free = [rules.capped_until(offers[i]) if i in offers else None for i in group.fresh]
         group.facts = Facts(
             np.array([i in group.gone for i in group.fresh], dtype=bool),
@@ -248,6 +266,7 @@ class Desk:
             np.array(
                 [NEVER if f is None else np.datetime64(f, "us") for f in free], dtype="M8[us]"
             ),
+            np.array([i in converted for i in group.fresh], dtype=bool),
         )
 
     def _gone(
@@ -272,6 +291,7 @@ class Desk:
             facts=group.facts,
             left=left,
             active=group.active,
+            in_stock=group.in_stock,
         )
         group.ids = new_ids(len(group.fresh))
 
@@ -292,53 +312,19 @@ class Desk:
                 self.store.sticky(connection, group.rules.campaign_id, window, customers)
             )
 
-    def _charge(self, connection: Connection, group: Group, lost: set[str]) -> None:
-        """Pay for the offers that were inserted; those that don't fit become none."""
-        made = group.made
-        if made is None:
-            return
-        offers = [
-            i
-            for i, decision_id in enumerate(group.ids)
-            if made.items[i].action == "offer" and decision_id not in lost
-        ]
-        if not offers:
-            return
-        campaign = group.rules.campaign_id
-        cost = np.array([made.reserve[i] for i in offers], dtype=np.int64)
-        if ledger.charge(connection, campaign, int(cost.sum())):
-            return
-        budget = ledger.locked(connection, campaign)
-        kept = np.zeros(len(offers), dtype=bool)
-        if budget.active and budget.left is not None:
-            value = made.made.expected_incremental_profit[offers]
-            # An explored offer is worth its draw, whatever it is predicted to bring.
-            worth = np.maximum(value, 0.0) + cost / 1e6 * 1e-9 + 1e-9
-            fits = allocate(
-                worth[:, None], cost[:, None].astype(np.float64), budget=float(budget.left)
-            )
-            kept = fits.choice > 0
-        if kept.any() and not ledger.charge(connection, campaign, int(cost[kept].sum())):
-            kept[:] = False
-        reason = Reason.BUDGET_EXHAUSTED if budget.active else Reason.CAMPAIGN_PAUSED
-        out = [offers[j] for j in np.flatnonzero(~kept).tolist()]
-        self.store.lose(connection, [group.ids[i] for i in out], reason.value)
-        for i in out:
-            made.items[i] = _refused(made.items[i], reason)
-
     def _render(self, group: Group, ask: Ask) -> tuple[bytes, str, dict[str, int]]:
         """The body, what to keep for a replay, and the reasons."""
         place = {customer: i for i, customer in enumerate(group.fresh)}
         items, ids, hits = [], [], []
         reasons: dict[str, int] = {}
-        warn = any(customer.context for customer in ask.customers)
+        unread = _unread(group.rules, ask.customers)
         closed = group.rules.closed(group.now, group.active)
         for index, customer in enumerate(ask.customers):
             stored = group.known.get(customer.customer_id)
             if stored is not None:
                 hits.append(index)
                 ids.append(stored.decision_id)
-                why = self.overruled(group, stored, customer.customer_id, closed)
+                why = self._withheld(group, stored, customer, closed)
                 item = restored(stored, index, customer.customer_id, why, True)
             else:
                 i = place[customer.customer_id]
@@ -347,7 +333,7 @@ class Desk:
                 ids.append(group.ids[i])
                 item = group.made.items[i]
                 item = msgspec.structs.replace(item, index=index, decision_id=decision_id)
-            if warn and customer.context:
+            if index in unread:
                 item = msgspec.structs.replace(item, warnings=[*item.warnings, "context_ignored"])
             reasons[item.reason] = reasons.get(item.reason, 0) + 1
             items.append(item)
@@ -368,6 +354,7 @@ class Desk:
                     "policy_version": found.policy_version,
                     "ids": ids,
                     "hits": hits,
+                    "unread": sorted(unread),
                 }
             )
         return _encode(found), kept, reasons
@@ -383,14 +370,27 @@ class Desk:
         gone = group.gone.get(customer)
         if gone is not None:
             return Reason.UNKNOWN_CUSTOMER if gone == "erased" else Reason.NO_CONSENT
-        at = micros(group.rules.stands_at or group.now)
-        arms = group.scorer.model.bundle.arms
-        offered = dict(zip(arms, group.rules.campaign.offered, strict=True))
-        if (stored.valid_until is not None and stored.valid_until <= at) or not offered.get(
-            stored.arm, False
-        ):
+        at, bundle = micros(group.rules.stands_at or group.now), group.scorer.model.bundle
+        if stored.arm not in bundle.arms:
             return Reason.COUPON_EXPIRED
-        return None
+        k, campaign = bundle.arms.index(stored.arm), group.rules.campaign
+        # A coupon that may be used once is used up.
+        if stored.reservation == "realised" and bundle.offers[k].per_customer_limit == 1:
+            return Reason.ALREADY_CONVERTED
+        past = stored.valid_until is not None and stored.valid_until <= at
+        if past or not campaign.offered[k]:
+            return Reason.COUPON_EXPIRED
+        # Who was handed a piece keeps it when the last one is gone, unless there is to be none.
+        return Reason.COUPON_OUT_OF_STOCK if campaign.stock[k] == 0 else None
+
+    def _withheld(
+        self, group: Group, stored: Stored, customer: schemas.CustomerRequest, closed: Reason | None
+    ) -> Reason | None:
+        """As `overruled`, and by what the request says of the customer."""
+        why = self.overruled(group, stored, customer.customer_id, closed)
+        if why is None and stored.reason == Reason.DEFAULT_OFFER and _refuses(customer):
+            return Reason.NO_CONSENT
+        return why
 
     def _again(
         self, connection: Connection, ask: Ask, entry: Entry, result: Mapping[str, Any]
@@ -400,15 +400,15 @@ class Desk:
         group.gone = self._gone(connection, ask.scorer, ask.ids)
         rows = self.store.by_id(connection, result["ids"])
         closed = ask.rules.closed(group.now, group.active)
-        hits = set(result["hits"])
+        hits, unread = set(result["hits"]), set(result.get("unread", ()))
         items = []
         for index, (customer, decision_id) in enumerate(
             zip(ask.customers, result["ids"], strict=True)
         ):
             row = rows[decision_id]
-            why = self.overruled(group, row, customer.customer_id, closed)
+            why = self._withheld(group, row, customer, closed)
             item = restored(row, index, customer.customer_id, why, index in hits)
-            if customer.context:
+            if index in unread:
                 item = msgspec.structs.replace(item, warnings=[*item.warnings, "context_ignored"])
             items.append(item)
         offers = sum(item.action == "offer" for item in items)
@@ -426,19 +426,6 @@ class Desk:
             decisions=items,
         )
         return Answer(_encode(found), True, {})
-
-
-def _refused(item: schemas.Decision, reason: Reason) -> schemas.Decision:
-    """The same decision with nothing offered; the assigned arm stays."""
-    return msgspec.structs.replace(
-        item,
-        action="none",
-        coupon_id=None,
-        reason=reason,
-        expected_incremental_profit_micros=0,
-        expected_cost_micros=0,
-        valid_until=None,
-    )
 
 
 def restored(
@@ -467,4 +454,18 @@ def restored(
         retry_at=shown_time(row.retry_at),
         warnings=row.warnings.split(",") if row.warnings else [],
     )
-    return item if why is None else _refused(item, why)
+    return item if why is None else refused(item, why)
+
+
+def _consents(customer: schemas.CustomerRequest) -> bool:
+    return customer.context is not None and customer.context.get("consent") is True
+
+
+def _refuses(customer: schemas.CustomerRequest) -> bool:
+    return customer.context is not None and customer.context.get("consent") is False
+
+
+def _unread(rules: Rules, customers: Sequence[schemas.CustomerRequest]) -> set[int]:
+    """Places of the customers whose context says what the campaign does not ask for."""
+    known = {"consent"} if rules.default is not None else set()
+    return {i for i, c in enumerate(customers) if c.context and not c.context.keys() <= known}

@@ -52,7 +52,9 @@ class QuietHours(Struct, forbid_unknown_fields=True, frozen=True):
 class CampaignBody(Struct, forbid_unknown_fields=True, frozen=True):
     """A campaign as it is put. `send: immediate` refuses decisions in quiet hours; otherwise the
     campaign tool keeps them when it sends. `eligibility` is a filter of `all`, `any`, `not`,
-    `{"feature", "op", "value"}` and `{"segment", "in"}` over what the snapshot holds."""
+    `{"feature", "op", "value"}` and `{"segment", "in"}` over what the snapshot holds.
+    `unknown_customer: default_offer` offers the `default_coupon` to customers whom the snapshot
+    does not hold and whose `context` says `"consent": true`; both fields go together."""
 
     name: Annotated[str, Meta(min_length=1, max_length=200)]
     currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}\Z")]
@@ -68,7 +70,8 @@ class CampaignBody(Struct, forbid_unknown_fields=True, frozen=True):
     quiet_hours: QuietHours | None = None
     send: Literal["scheduled", "immediate"] = "scheduled"
     eligibility: dict[str, Any] | None = None
-    unknown_customer: Literal["none"] = "none"
+    unknown_customer: Literal["none", "default_offer"] = "none"
+    default_coupon: Id | None = None
     feature_max_age_hours: Annotated[float, Meta(gt=0, le=8760)] = 50
     model_max_age_days: Annotated[float, Meta(gt=0, le=3650)] = 120
 

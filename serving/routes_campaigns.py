@@ -312,6 +312,7 @@ def _configured(entry: Entry, scorer: Scorer) -> CampaignBody:
             for days, most in config.contact.overall.items()
         ],
         feature_max_age_hours=config.serving.max_feature_age_hours,
+        model_max_age_days=config.serving.max_model_age_days,
     )
 
 

@@ -30,7 +30,8 @@ Context = Annotated[
 
 
 class CustomerRequest(Struct, forbid_unknown_fields=True, frozen=True):
-    """One customer to decide for. No campaign reads `context` yet: it is checked and not used."""
+    """One customer to decide for. A campaign with a default offer for unknown customers reads
+    `consent` of the `context`; whatever else it says is checked, not used, and warned of."""
 
     customer_id: Id
     context: Context | None = None

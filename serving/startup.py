@@ -9,6 +9,7 @@ from pathlib import Path
 from features.config import Config
 from features.errors import ConfigError
 from serving.evaluation import micros
+from serving.log import stock
 from serving.log.engine import Log, LogUnavailable, json_text, log_url, open_log
 from serving.log.migrate import ensure_ready
 from serving.salt import Salt
@@ -67,7 +68,9 @@ def register_configured(service: Service, scorer: Scorer) -> None:
     cap = None if budget is None else round(budget * 1_000_000)
     name, campaigns = scorer.config.name, service.campaigns
     version = scorer.campaign.version
+    pieces = {offer.coupon_id: offer.stock for offer in scorer.config.offers}
     with service.log.write() as connection:
+        stock.declare(service.log, connection, pieces)
         resource = json_text({"policy_version": version, "starts_at": start})
         if campaigns.create(connection, name, resource, cap, micros(now), configured=True):
             return

@@ -28,7 +28,7 @@ from features.errors import ConfigError
 
 VARIABLE = "PERSUADABLES_LOG_URL"
 # The revision that this release works with; a test holds it to the newest migration.
-REVISION = "r0002"
+REVISION = "r0003"
 BUSY_SECONDS = 10.0
 
 

@@ -69,6 +69,16 @@ campaign_budget = Table(
     CheckConstraint("state IN ('active', 'paused')", name="state"),
 )
 
+# Coupons of which there are only so many, whichever campaign offers them.
+coupon_stock = Table(
+    "coupon_stock",
+    metadata,
+    Column("coupon_id", Id, primary_key=True),
+    Column("pieces", BigInteger),
+    Column("given", BigInteger, nullable=False),
+    CheckConstraint("given >= 0", name="given"),
+)
+
 decisions = Table(
     "decisions",
     metadata,

@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, func, insert, select, tuple_, update
+from sqlalchemy import BigInteger, bindparam, exists, func, insert, select, tuple_, update
 from sqlalchemy.engine import Connection, Row
 
 from serving.log.engine import Log
-from serving.log.schema import decisions, facts, refusals
+from serving.log.schema import decisions, events, facts, refusals
 
 MICROSECOND = 1_000_000
 # Without a `sent` event in this time, an offer stops counting against contact caps.
@@ -55,6 +55,21 @@ class Store:
             log.among(decisions.c.customer_id, "ids"),
             decisions.c.decided_at > bindparam("since"),
             decisions.c.action == "offer",
+        )
+        ordered, redeemed = events.c.type == "ordered", events.c.type == "redeemed"
+        earlier = exists().where(
+            decisions.c.customer_id == events.c.customer_id,
+            decisions.c.campaign_id == bindparam("campaign"),
+            decisions.c.decided_at <= events.c.occurred_at,
+        )
+        self._converted = (
+            select(events.c.customer_id)
+            .distinct()
+            .where(
+                log.among(events.c.customer_id, "ids"),
+                events.c.occurred_at >= bindparam("since", type_=BigInteger),
+                (redeemed & (events.c.campaign_id == bindparam("campaign"))) | (ordered & earlier),
+            )
         )
         self._by_id = select(decisions).where(log.among(_ID, "ids"))
         self._insert: Any = insert(decisions)
@@ -146,6 +161,14 @@ class Store:
         for times in found.values():
             times.sort(reverse=True)
         return found
+
+    def converted(
+        self, connection: Connection, campaign: str, customers: Iterable[str], since: int
+    ) -> set[str]:
+        """Which of these customers, at or after `since`, redeemed an offer of the campaign, or
+        ordered after a decision of it."""
+        bound = {"campaign": campaign, "ids": self.log.values(customers), "since": since}
+        return set(connection.execute(self._converted, bound).scalars())
 
     def of_customer(
         self, connection: Connection, customer: str, limit: int, after: tuple[int, str] | None
