@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from features.config import ID_PATTERN
-from serving import resources, schemas
+from serving import jobs_resources, resources, schemas
 from serving.decisions import PATH, decisions
 from serving.documented import enter
 from serving.gate import Holder
@@ -37,6 +37,7 @@ from serving.problems import (
 )
 from serving.renewal import keep_current
 from serving.routes import make_router
+from serving.routes_audiences import audience_router
 from serving.routes_campaigns import campaign_router
 from serving.routes_events import event_router
 from serving.scorer import Scorer
@@ -87,6 +88,7 @@ def create_app(holder: Holder, *, renew: bool = False) -> Envelope:
     app.include_router(make_router(holder))
     app.include_router(campaign_router(holder))
     app.include_router(event_router(holder))
+    app.include_router(audience_router(holder))
     app.add_exception_handler(ProblemError, on_problem)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_validation)
@@ -113,7 +115,9 @@ def openapi(app: FastAPI) -> dict[str, Any]:
             openapi_version="3.1.0",
         )
         components = document.setdefault("components", {})
-        components["schemas"] = schemas.components(schemas.STRUCTS + resources.RESOURCES)
+        components["schemas"] = schemas.components(
+            schemas.STRUCTS + resources.RESOURCES + jobs_resources.RESOURCES
+        )
         # Rows are decoded one by one, so that a bad one does not fail the others.
         rows = components["schemas"]["EventsBody"]["properties"]["events"]
         rows["items"] = {"$ref": "#/components/schemas/EventBody"}

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -32,6 +33,7 @@ class Holder:
     scorer: Scorer | None = None
     service: Service | None = None
     draining: bool = False
+    root: Path = Path("data")
 
     def get(self) -> Scorer:
         if self.scorer is None:

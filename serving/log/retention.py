@@ -6,11 +6,14 @@ from sqlalchemy import delete
 from sqlalchemy.engine import Connection
 
 from serving.log import idempotency
-from serving.log.schema import decisions, erasures, events
+from serving.log.schema import decisions, erasures, events, jobs
 
 DAY = 86_400_000_000
 DECISIONS = EVENTS = 730 * DAY
 AUDIT = 5 * 365 * DAY
+# Results are there for 7 days; for 30 more their addresses say that they are gone.
+RESULTS = 7 * DAY
+JOBS = RESULTS + 30 * DAY
 
 
 def purge(connection: Connection, now: int) -> dict[str, int]:
@@ -29,4 +32,5 @@ def purge(connection: Connection, now: int) -> dict[str, int]:
             delete(erasures).where(erasures.c.requested_at < now - AUDIT)
         ).rowcount,
         "idempotency": idempotency.forget(connection, now),
+        "jobs": connection.execute(delete(jobs).where(jobs.c.finished_at < now - JOBS)).rowcount,
     }

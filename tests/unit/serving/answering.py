@@ -27,6 +27,7 @@ class Client:
 
     def __init__(self, app: Any) -> None:
         self.app = app
+        self.holder: Any = None
         self.service: Any = None
         self.scorer: Any = None
 
@@ -60,7 +61,9 @@ def serving(scorer: Scorer, place: Path | str) -> Iterator[Client]:
     """A client of an application around a scorer, with a log below a folder or at a URL."""
     url = place if isinstance(place, str) else f"sqlite:///{place / 'log.db'}"
     service = make_service(scorer, url)
-    client = Client(create_app(Holder(scorer, service)))
+    holder = Holder(scorer, service)
+    client = Client(create_app(holder))
+    client.holder = holder
     client.service = service
     client.scorer = scorer
     try:
