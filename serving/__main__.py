@@ -67,7 +67,18 @@ def _parser() -> argparse.ArgumentParser:
         default=5.0,
         help="how long to answer after a signal to stop, while not ready any more; default 5",
     )
+    api.add_argument(
+        "--jobs",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="start a process for audience jobs when there is one to do; default: yes",
+    )
     api.set_defaults(run=_api)
+
+    jobs = commands.add_parser("jobs", parents=[common], help="do audience jobs, until a signal")
+    jobs.add_argument("--idle", type=float, help="end after so many seconds without any")
+    jobs.add_argument("--parent", type=int, help="end when this process, the starter, has gone")
+    jobs.set_defaults(run=_jobs)
 
     snapshot = commands.add_parser(
         "snapshot", parents=[common, moment], help="build the feature snapshot of the server"
@@ -181,8 +192,15 @@ def _api(config: Config, options: argparse.Namespace) -> int:
             options.port,
             options.workers,
             options.drain_seconds,
+            options.jobs,
         ),
     )
+
+
+def _jobs(config: Config, options: argparse.Namespace) -> int:
+    from serving.jobs_process import work
+
+    return work(config, idle=options.idle, parent=options.parent)
 
 
 def _sync(config: Config, options: argparse.Namespace) -> int:
@@ -284,12 +302,17 @@ def _keys_revoke(config: Config, options: argparse.Namespace) -> int:
 
 
 def _purge(config: Config, options: argparse.Namespace) -> int:
+    from serving.jobs_files import remove_results, results_home
+    from serving.log.jobs import Jobs
     from serving.log.retention import purge
     from serving.service import now_micros
     from serving.startup import open_ready
 
-    with open_ready(config).write() as connection:
+    log = open_ready(config)
+    with log.write() as connection:
         removed = purge(connection, now_micros())
+        keep = Jobs(log).with_results(connection, now_micros())
+    removed["folders of results"] = remove_results(results_home(config.name), keep)
     print("removed: " + ", ".join(f"{rows:,} {table}" for table, rows in removed.items()))
     return 0
 

@@ -53,6 +53,14 @@ class Metrics:
             "budget_overshoot_micros", "What was realised beyond a cap", ("campaign_id",),
             namespace=name, registry=registry, multiprocess_mode="mostrecent",
         )  # fmt: skip
+        self.jobs = Gauge(
+            "jobs", "Audience jobs of the last days by state", ("state",), namespace=name,
+            registry=registry, multiprocess_mode="mostrecent",
+        )  # fmt: skip
+        self.jobs_waiting = Gauge(
+            "jobs_waiting_seconds", "For how long the oldest queued job has waited",
+            namespace=name, registry=registry, multiprocess_mode="mostrecent",
+        )  # fmt: skip
         self.snapshot_age = Gauge(
             "snapshot_age_seconds", "Age of the features", namespace=name, registry=registry,
             multiprocess_mode="mostrecent",

@@ -225,6 +225,7 @@ def make_router(holder: Holder) -> APIRouter:
             age = datetime.now(UTC) - holder.scorer.snapshot.as_of
             service.metrics.snapshot_age.set(age.total_seconds())
         await service.count_budgets()
+        await service.count_jobs()
         return Response(service.metrics.text(), media_type=metrics.CONTENT_TYPE)
 
     return router

@@ -24,6 +24,7 @@ from serving.limits import InFlight, Quota
 from serving.log import idempotency, ledger
 from serving.log.campaigns import Campaigns
 from serving.log.engine import REVISION, Log, LogUnavailable
+from serving.log.jobs import Jobs
 from serving.log.keys import OPEN, Key, authenticate, every
 from serving.log.schema import facts
 from serving.log.store import hold_salt
@@ -224,6 +225,19 @@ class Service:
             if entry.budget.left is not None:
                 self.metrics.budget_left.labels(entry.campaign_id).set(entry.budget.left)
                 self.metrics.overshoot.labels(entry.campaign_id).set(entry.budget.overshoot)
+
+    async def count_jobs(self) -> None:
+        """Set the gauges of jobs; as they were, when the log does not answer."""
+        table, now = Jobs(self.log), now_micros()
+        try:
+            counts, since = await self.look(
+                lambda c: (table.counts(c, now), table.waiting_since(c))
+            )
+        except (LogUnavailable, Expired, Stopped):
+            return
+        for state, count in counts.items():
+            self.metrics.jobs.labels(state).set(count)
+        self.metrics.jobs_waiting.set(0.0 if since is None else max(0, now - since) / 1e6)
 
     # Health
 

@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -27,6 +27,7 @@ import uvicorn
 from features.config import Config, load_config
 from serving.app import create_app
 from serving.gate import Holder
+from serving.jobs_process import Beside
 from serving.limits import MOST_REQUESTS, MOST_ROWS, Quota
 from serving.load import resolve
 from serving.metrics import FOLDER, empty_folder
@@ -56,10 +57,18 @@ class Start:
     port: int
     workers: int
     drain_seconds: float
+    jobs: bool = True
 
     @property
     def loopback(self) -> bool:
         return self.host in LOOPBACK
+
+    def beside(self, config: Config) -> AbstractContextManager[object]:
+        """What runs the process of the jobs, where this server is to."""
+        if not self.jobs:
+            return nullcontext()
+        sets = [part for override in self.overrides for part in ("--set", override)]
+        return Beside(config, ["--config", self.config, *sets])
 
 
 def prepare(config: Config, start: Start) -> Holder:
@@ -152,7 +161,8 @@ def run(config: Config, start: Start) -> int:
     if start.workers == 1:
         holder = prepare(config, start)
         describe(holder, start)
-        return serve(holder, start, None, lambda: None)
+        with start.beside(config):
+            return serve(holder, start, None, lambda: None)
     folder = Path("data") / "metrics" / config.name
     empty_folder(folder)
     os.environ[FOLDER] = str(folder.resolve())
@@ -163,7 +173,8 @@ def run(config: Config, start: Start) -> int:
     with socket.socket(socket.AF_INET6 if ":" in start.host else socket.AF_INET) as door:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         door.bind((start.host, start.port))
-        return Watch(start, door).run()
+        with start.beside(config):
+            return Watch(start, door).run()
 
 
 def serve(

@@ -164,6 +164,18 @@ class Jobs:
         ).scalar()
         return None if found is None else int(found)
 
+    def with_results(self, connection: Connection, now: int) -> set[str]:
+        """Jobs whose results must stay, or that may yet have some."""
+        rows = connection.execute(
+            select(jobs.c.job_id).where(
+                or_(
+                    jobs.c.finished_at.is_(None),
+                    (jobs.c.state == "succeeded") & (jobs.c.finished_at > now - RESULTS),
+                )
+            )
+        )
+        return set(rows.scalars())
+
     # Of workers
 
     def any_open(self, connection: Connection) -> bool:
