@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,15 @@ from matplotlib import rcdefaults
 
 from features.config import Config
 from features.errors import ConfigError
-from serving.campaign import Campaign, config_digest
+from serving.campaign import Campaign, config_digest, limits_of
 from serving.load import LoadedModel, write_atomically
+from serving.plan_limits import Within, within_limits
 from serving.population import Population
 from serving.score import SIMULATED, write_bytes
 from uplift.bundle import ScoringBundle
 from uplift.evaluation import Predictions
-from uplift.plan_report import plan_csv, plan_figure, plan_sentences
-from uplift.planning import PLAN, BudgetPlan, full_cost
+from uplift.plan_report import SHOWN, nearest, plan_csv, plan_figure, plan_sentences
+from uplift.planning import PLAN, BudgetPlan, PlanPoint, full_cost
 
 FILES = ("plan.json", "plan.csv", "plan.png")
 # What everything costs may differ so far, as a share, from the rows that the plan was measured on.
@@ -43,6 +44,23 @@ class Planned:
     not exploring."""
     notes: tuple[str, ...]
     facts: Mapping[str, Any]
+    within: tuple[Within, ...] = ()
+    """What stock and limits besides the budget leave at each point; empty without any."""
+
+    def rows_within(self) -> list[dict[str, float]]:
+        """Columns of plan.csv and plan.json beside each point of the plan."""
+        rows = []
+        for point, within in zip(self.plan.points, self.within, strict=False):
+            gain = within.gain(point.gain)
+            rows.append(
+                {
+                    "gain_within_limits": gain.value,
+                    "gain_within_limits_lo": gain.lo,
+                    "gain_within_limits_hi": gain.hi,
+                    "spend_within_limits": within.spend,
+                }
+            )
+        return rows
 
 
 def bundle_plan(bundle: ScoringBundle) -> BudgetPlan | None:
@@ -93,8 +111,27 @@ def make_plan(population: Population, model: LoadedModel, config: Config) -> Pla
                 f"{plan.full_budget:.3f} in the exposures that the plan was measured on: these "
                 "customers are others, so take the plan as a rough one"
             )
-    if campaign.limits or any(stock is not None for stock in campaign.stock):
-        notes.append("stock and limits besides the budget are not in the plan")
+    scaled = plan.scaled(customers)
+    within: list[Within] = []
+    if (campaign.limits or any(campaign.stock)) and mine.any():
+        cost = population.scores.cost.astype(np.float64)
+        limits = [
+            replace(limit, uses=np.broadcast_to(limit.uses, cost.shape)[mine])
+            for limit in limits_of(campaign, population, cost)
+        ]
+        within = within_limits(
+            [point.budget for point in scaled.points],
+            customers,
+            campaign.worth(population.scores.reward[mine].astype(np.float64)),
+            cost[mine],
+            open_arms[mine],
+            limits,
+            campaign.min_profit,
+        )
+        notes.append(
+            "within stock and limits: the measured gain times what the models say is left of "
+            "theirs; the curve, the rivals and the recommended budget are without stock and limits"
+        )
     facts = {
         "campaign_id": campaign.campaign_id,
         "as_of": population.as_of.isoformat(),
@@ -110,7 +147,7 @@ def make_plan(population: Population, model: LoadedModel, config: Config) -> Pla
         "simulated": population.simulated,
         "notes": notes,
     }
-    return Planned(plan.scaled(customers), customers, tuple(notes), facts)
+    return Planned(scaled, customers, tuple(notes), facts, tuple(within))
 
 
 def write_plan(planned: Planned, config: Config, out: Path) -> list[Path]:
@@ -127,11 +164,19 @@ def write_plan(planned: Planned, config: Config, out: Path) -> list[Path]:
     title = "What a budget brings"
     subtitle = f"{config.name}, {planned.customers:,} customers"
     subtitle += ", SIMULATED shop" if planned.facts["simulated"] else ""
-    write_bytes(out / "plan.csv", plan_csv(planned.plan).encode())
+    write_bytes(out / "plan.csv", plan_csv(planned.plan, planned.rows_within()).encode())
     picture = out / ".plan.png"
     plan_figure(planned.plan, title, subtitle, config.currency).savefig(picture, format="png")
     picture.replace(out / "plan.png")
-    write_atomically(out / "plan.json", {**planned.facts, **planned.plan.to_json()})
+    written = {**planned.facts, **planned.plan.to_json()}
+    if planned.within:
+        written["within_limits"] = [
+            {"budget": point.budget, "kept": within.kept, **row, "binding": list(within.binding)}
+            for point, within, row in zip(
+                planned.plan.points, planned.within, planned.rows_within(), strict=True
+            )
+        ]
+    write_atomically(out / "plan.json", written)
     return [out / name for name in FILES]
 
 
@@ -143,10 +188,30 @@ def plan_summary(planned: Planned, config: Config, out: Path) -> str:
         f"of {facts['as_of']}, by {facts['policy']}, version {facts['model_version']} of "
         f"{facts['model_name']}",
         *plan_sentences(planned.plan, config.currency, config.policy.budget),
+        *_within_sentences(planned),
         *(f"note: {note}" for note in planned.notes),
         f"wrote {', '.join(FILES)} to {out}",
     ]
     return "\n".join(lines)
+
+
+def _within_sentences(planned: Planned) -> list[str]:
+    """What is left within stock and limits, at the budgets that are shown."""
+    if not planned.within:
+        return []
+    told = ["within stock and limits"]
+    points: list[PlanPoint] = list(planned.plan.points)
+    for share in SHOWN:
+        point = nearest(planned.plan, share * planned.plan.full_budget)
+        within = planned.within[points.index(point)]
+        gain = within.gain(point.gain)
+        binding = ", ".join(within.binding) or "none binds"
+        told.append(
+            f"  {point.budget:>14,.0f}  "
+            f"{f'{gain.value:,.0f} [{gain.lo:,.0f}, {gain.hi:,.0f}]':<36}"
+            f"{f'{within.kept:.0%} kept, {within.spend:,.0f} spent':<26}{binding}"
+        )
+    return told
 
 
 def read_plan(path: Path) -> BudgetPlan:

@@ -36,9 +36,11 @@ def plan_rows(plan: BudgetPlan) -> list[dict[str, Any]]:
     return rows
 
 
-def plan_csv(plan: BudgetPlan) -> str:
-    """The rows as CSV."""
+def plan_csv(plan: BudgetPlan, more: Sequence[dict[str, float]] = ()) -> str:
+    """The rows as CSV; `more`: further columns of each row, where there are any."""
     rows = plan_rows(plan)
+    for row, further in zip(rows, more, strict=False):
+        row |= further
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from features.config import Config
 from features.errors import ConfigError
 from serving.load import LoadedModel
 from serving.plan import make_plan, plan_summary, read_plan, write_plan
@@ -61,9 +63,65 @@ def test_customers_unlike_the_rows_of_the_plan_are_noted(
     bundle = replace(model.bundle, info={PLAN: dear.to_json()})
     made = make_plan(shop.population, replace(model, bundle=bundle), shop.config)
     assert "these customers are others" in made.notes[-1]
-    offers = [o | {"stock": 5} for o in json.loads(shop.config.model_dump_json())["offers"]]
-    config = make_config(shop.root / "tables", offers=offers)
-    assert "stock and limits" in make_plan(shop.population, model, config).notes[-1]
+
+
+def limited(shop: Shop, stock: int | None, **policy: object) -> Config:
+    offers = [o | {"stock": stock} for o in json.loads(shop.config.model_dump_json())["offers"]]
+    policy = {"budget": 120, "holdout_share": 0.1, "exploration_share": 0.1} | policy
+    return make_config(shop.root / "tables", offers=offers, policy=policy)
+
+
+def test_stock_and_limits_cut_the_gain(shop: Shop, model: LoadedModel, tmp_path: Path) -> None:
+    """Ten pieces of each coupon for some 240 customers: the last point is what the best ten of
+    each bring, and all money beyond them stays."""
+    free = make_plan(shop.population, model, shop.config)
+    made = make_plan(shop.population, model, limited(shop, 10))
+    assert free.within == ()
+    assert made.plan == free.plan
+    last = made.within[-1]
+    assert last.binding == ("stock of c5", "stock of p10")
+    assert 0 < last.kept < 0.5
+    # The twenty dearest offers of all bound what can be spent.
+    scores = shop.population.scores.cost.astype(float)
+    assert last.spend <= 10 * scores.max(axis=0).sum() * 1.25
+    kept = [within.kept for within in made.within]
+    assert all(a >= b - 0.02 for a, b in itertools.pairwise(kept[1:])), "less and less is left"
+    spends = [within.spend for within in made.within]
+    assert all(s <= p.budget + 1e-9 for s, p in zip(spends, made.plan.points, strict=True))
+    told = plan_summary(made, shop.config, tmp_path)
+    assert "within stock and limits" in told
+    assert f"{last.kept:.0%} kept, {last.spend:,.0f} spent" in told
+    write_plan(made, shop.config, tmp_path / "plan")
+    with (tmp_path / "plan/plan.csv").open() as file:
+        row = list(csv.DictReader(file))[-1]
+    gain = made.plan.points[-1].gain
+    assert float(row["gain_within_limits"]) == pytest.approx(
+        gain.value * last.kept if gain.value > 0 else gain.value
+    )
+    spec = json.loads((tmp_path / "plan/plan.json").read_bytes())
+    assert spec["within_limits"][-1]["binding"] == ["stock of c5", "stock of p10"]
+    assert read_plan(tmp_path / "plan/plan.json") == made.plan
+
+
+def test_limits_that_bind_nothing_leave_everything(shop: Shop, model: LoadedModel) -> None:
+    made = make_plan(shop.population, model, limited(shop, 10_000))
+    assert [within.kept for within in made.within] == pytest.approx(
+        [1.0] * len(made.within), abs=0.01
+    )
+    assert {within.binding for within in made.within} == {()}
+    free = made.plan.points[-1]
+    assert made.within[-1].gain(free.gain).value == pytest.approx(free.gain.value, rel=0.01)
+    # A cap on all offers of one coupon is a limit too.
+    cap = {"name": "few", "of": "sends", "most": 5, "coupons": ["c5"]}
+    capped = make_plan(shop.population, model, limited(shop, None, limits=[cap]))
+    assert capped.within[-1].binding == ("few",)
+    assert capped.within[-1].kept < 1
+
+
+def test_a_stock_of_nothing_is_no_limit_but_a_closed_coupon(shop: Shop, model: LoadedModel) -> None:
+    made = make_plan(shop.population, model, limited(shop, 0))
+    assert made.customers == 0
+    assert made.within == ()
 
 
 def test_the_files_say_one_thing(shop: Shop, model: LoadedModel, tmp_path: Path) -> None:
