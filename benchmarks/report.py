@@ -69,10 +69,11 @@ def progress(text: str) -> None:
     print(f"  {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def apart(suite: str, way: str, lines: int, label: str) -> dict[str, Any]:
+def apart(suite: str, way: str, lines: int, label: str, *more: str) -> dict[str, Any]:
     """What `python -m benchmarks.<suite> --way W --lines N` measures, in a process of its own."""
     progress(f"{suite}: {label}")
     command = [sys.executable, "-m", f"benchmarks.{suite}", "--way", way, "--lines", str(lines)]
+    command += more
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{way}: {done.stderr.strip()[-2000:]}")

@@ -17,7 +17,8 @@ def test_every_suite_can_be_run() -> None:
 
 def test_an_unknown_suite_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--only", "speed"]) == 2
-    named = "allocation, catalogue, features, ingest, learners, experiments, scale, decisions"
+    named = ", ".join(SUITES)
+    assert named.startswith("allocation, catalogue, features, ingest")
     assert f"expected some of {named}, found 'speed'" in capsys.readouterr().err
 
 
