@@ -23,7 +23,7 @@ DOCUMENT = json.loads((Path(__file__).parents[2] / "docs" / "openapi.json").read
 UNSAID = {"precondition_required", "key_reused", "bad_cursor", "changed", "duplicate", "type"}
 PLACES = (
     "#/coupons", "#/currency", "#/eligibility", "#/ends_at", "#/starts_at", "#/time_zone",
-    "#/from", "#/to",
+    "#/from", "#/to", "#/filter",
 )  # fmt: skip
 OPERATIONS = [
     (method.upper(), path)
