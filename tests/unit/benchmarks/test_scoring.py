@@ -28,12 +28,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_booster_is_predicted_once(folder: Path) -> None:
     bundle = load_bundle(folder / "bundle")
-    boosters = scoring.boosters_of(bundle)
+    terms = scoring.terms_of(bundle)
+    boosters = list({id(term.booster): term.booster for term in terms}.values())
+    asked = [(id(term.booster), term.appended) for term in terms]
+    assert len(set(asked)) == len(asked)
     files = list((folder / "bundle").glob("*.txt"))
     assert len(boosters) == len(files) > 5
     held = {path.read_text().split("parameters:")[0] for path in files}
     assert {b.model_to_string(num_iteration=-1).split("parameters:")[0] for b in boosters} == held
-    assert {b.num_feature() for b in boosters} <= {60, 61}
+    for term in terms:
+        assert term.booster.num_feature() == 60 + len(term.appended)
 
 
 def test_both_ways_see_the_same_customers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +64,7 @@ def test_both_ways_see_the_same_customers(folder: Path, monkeypatch: pytest.Monk
 def test_the_ratio_is_to_plain_prediction() -> None:
     bare = {
         "steps": {"read": (0.5, 0.5), "all": (2.0, 4.0)},
-        "memory": 2**30, "boosters": 3, "trees": 90,
+        "memory": 2**30, "predictions": 3, "trees": 90,
     }  # fmt: skip
     ours = {
         "steps": {"scored": (3.0, 5.0), "all": (5.0, 10.0)},
