@@ -42,6 +42,7 @@ from serving.jobs_resources import AudienceBody, Manifest
 from serving.load import current_model
 from serving.log.engine import Log, LogUnavailable
 from serving.log.jobs import ATTEMPTS, Job, Jobs
+from serving.log.store import Store
 from serving.problems import ProblemError
 from serving.renewal import renewed
 from serving.rules import Rules
@@ -115,6 +116,7 @@ class Worker:
         self.jobs = Jobs(log)
         self.home = results_home(scorer.config.name, root)
         self._desk: Desk | None = None
+        self._dropped: Job | None = None
 
     def run(self, idle: float | None = None) -> None:
         """Do jobs until it is to stop, or until there was none for `idle` seconds."""
@@ -137,20 +139,25 @@ class Worker:
 
         Raises LogUnavailable, and what a model or snapshot that is refused is told with.
         """
+        if self._dropped is not None:  # while the log was away, it could not be given back
+            self._give_back(self._dropped, self._dropped.attempt)
+            self._dropped = None
         with self.log.read() as connection:
             if not self.jobs.any_open(connection):
                 return False
+            last = Store(self.log).last_decided(connection)
         self.scorer = renewed(self.scorer, self.root) or self.scorer
-        if self._desk is None:
-            self._desk = Desk(self.log)
-            with self.log.read() as connection:
-                self._desk = Desk(self.log, self._desk.store.last_decided(connection))
         with self.log.write() as connection:
             job = self.jobs.claim(connection, self.owner, self.lease, now_micros())
         if job is None:
             return False
+        self._desk = Desk(self.log, last)
         began = time.monotonic()
-        state, error = self._done(job)
+        try:
+            state, error = self._done(job)
+        except LogUnavailable:
+            self._dropped = job
+            raise
         line = {
             "at": round(time.time(), 3),
             "job_id": job.job_id,
@@ -198,7 +205,7 @@ class Worker:
         asked = msgspec.json.decode(job.request, type=AudienceBody)
         for again in range(TRIES):
             try:
-                _Run(self, job, asked, resumed=job.attempt > 1 or again > 0).do()
+                _Run(self, job, asked, resumed=job.state == "committing" or again > 0).do()
                 return
             except RulesOutdated:  # the campaign was changed; what is stored stays
                 continue

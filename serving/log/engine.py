@@ -160,6 +160,8 @@ def _postgres(url: URL) -> Log:
         max_overflow=4,
         pool_timeout=2,
         pool_pre_ping=True,
+        # Errors are logged, and parameters hold customer ids.
+        hide_parameters=True,
         connect_args={
             "connect_timeout": 3,
             "options": "-c synchronous_commit=on -c lock_timeout=5000 -c statement_timeout=15000 "
@@ -175,7 +177,10 @@ def _sqlite(url: URL) -> Log:
 
     def engine(begin: str, *pragmas: str) -> Engine:
         made = create_engine(
-            url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}, pool_size=4
+            url,
+            connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
+            pool_size=4,
+            hide_parameters=True,
         )
 
         @event.listens_for(made, "connect")
