@@ -170,6 +170,11 @@ class Worker:
         log.info(json.dumps(line))
         return True
 
+    def breathe(self) -> None:
+        """Let others write: of a SQLite log only one can hold the lock."""
+        if not self.log.postgres:
+            time.sleep(BREATH_SECONDS)
+
     def _done(self, job: Job) -> tuple[str, str | None]:
         """What became of a job."""
         try:
@@ -337,8 +342,7 @@ class _Run:
                     # First: nobody else can take the job up while this transaction lasts.
                     self._held(connection, {"rows_done": done})
                     items = audience.commit(connection, planned, some, resumed=self.resumed)
-                if not self.log.postgres:
-                    time.sleep(BREATH_SECONDS)
+                self.worker.breathe()
             self._count(items)
             self._write(results, decisions_table(items))
 

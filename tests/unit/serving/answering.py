@@ -28,6 +28,7 @@ class Client:
     def __init__(self, app: Any) -> None:
         self.app = app
         self.holder: Any = None
+        self.folder: Any = None
         self.service: Any = None
         self.scorer: Any = None
 
