@@ -172,7 +172,7 @@ def plan_table(lines: list[PlanLine], currency: str) -> str:
                 f"The plan beside the truth, {currency} per {PER:,} held-out exposures",
                 ["budget", "money", "planned gain", "true gain", "held", "true cost", "promised"],
                 gains,
-                ["Promised: the models' own sum, which is too high and is reported nowhere else."],
+                ["Promised: the models' own sum; it is biased, and nowhere reported as the gain."],
             ),
             text_table(
                 "True gain of the policy less that of each rival at the same expected cost, 95%",
