@@ -1,0 +1,77 @@
+"""Clients that send or read slowly hold up nobody else."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from serving.limits import IN_FLIGHT_REQUESTS
+from tests.faults.listening import listening
+from tests.unit.serving.answering import Client, asked, serving
+from tests.unit.serving.small_shop import Shop
+
+IDS = [f"c-{i:03d}" for i in range(300)]
+Running = tuple[Client, int]
+
+
+@pytest.fixture
+def running(shop: Shop, tmp_path: Path) -> Iterator[Running]:
+    with serving(shop.scorer(), tmp_path) as client, listening(client.app) as port:
+        client.service.quota.requests = client.service.quota.rows = 10**9
+        yield client, port
+
+
+def head(length: int) -> bytes:
+    return (
+        b"POST /v1/decisions HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+        + f"Content-Length: {length}\r\n\r\n".encode()
+    )
+
+
+def served(port: int, *ids: str) -> None:
+    """A request of a client that is quick is answered, long before the slow ones are done."""
+    with httpx.Client(trust_env=False, timeout=20) as client:
+        for customer in ids:
+            answer = client.post(f"http://127.0.0.1:{port}/v1/decisions", json=asked(customer))
+            assert answer.status_code == 200, answer.text
+
+
+def test_bodies_that_dribble_in_take_no_place_of_others(running: Running) -> None:
+    client, port = running
+    body = json.dumps(asked("c-010")).encode()
+    with ExitStack() as open_:
+        slow = []
+        for _ in range(2 * IN_FLIGHT_REQUESTS):  # more than may be in flight at once
+            sock = open_.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            sock.sendall(head(len(body)) + body[:10])
+            slow.append(sock)
+        served(port, *IDS[20:30])
+        assert client.service.in_flight.requests == 0
+        # One that goes on after all is answered; one that leaves is forgotten.
+        slow[0].sendall(body[10:])
+        assert slow[0].recv(64).startswith(b"HTTP/1.1 200")
+        slow[1].close()
+    served(port, "c-031")
+
+
+def test_answers_that_nobody_reads_hold_up_nobody(running: Running) -> None:
+    client, port = running
+    body = json.dumps(asked(*IDS, *(f"k{i}" for i in range(700)), dry_run=True)).encode()
+    with ExitStack() as open_:
+        for _ in range(8):
+            sock = open_.enter_context(socket.socket())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.settimeout(20)
+            sock.connect(("127.0.0.1", port))
+            # Several answers of half a megabyte each, of which nothing is ever read.
+            sock.sendall((head(len(body)) + body) * 4)
+        time.sleep(1.0)
+        served(port, *IDS[40:50])
+        assert client.service.in_flight.requests == 0  # the work itself is done
