@@ -106,13 +106,15 @@ class Desk:
     def __init__(self, log: Log, last: int = 0) -> None:
         self.log, self.store, self.campaigns = log, Store(log), Campaigns(log)
         self._last = last
+        self._is_back = False
         self.steps_back = 0
-        """How often the clock was found to have gone back by more than a second."""
+        """How often the clock went back by more than a second."""
 
     def now(self, scorer: Scorer) -> datetime:
         """The wall clock, but never before a decision that was logged."""
         wall = micros(scorer.clock())
-        if wall < self._last - 1_000_000:
+        was_back, self._is_back = self._is_back, wall < self._last - 1_000_000
+        if self._is_back and not was_back:
             self.steps_back += 1
         self._last = max(self._last, wall)
         return moment(self._last)
