@@ -29,17 +29,16 @@ CLOSE = 0.05
 
 @dataclass(frozen=True)
 class CostLine:
-    """One coupon. expected, analytic: mean cost per held-out exposure, every exposure counted.
-    paid: what was paid over what was expected, of the held-out exposures that had the coupon."""
+    """One coupon. expected, analytic: mean cost per held-out exposure, every exposure counted;
+    ratio: the one over the other, with the noise of what was paid for the training rows, to which
+    the expected total was set. paid: what was paid over what was expected, of the held-out
+    exposures that had the coupon; its error holds that noise and the held-out rows' own."""
 
     coupon: str
     expected: float
     analytic: float
+    ratio: Estimate
     paid: Estimate
-
-    @property
-    def ratio(self) -> float:
-        return self.expected / self.analytic
 
 
 @dataclass(frozen=True)
@@ -65,9 +64,7 @@ def predictions_of(frame: pd.DataFrame, report: dict[str, Any]) -> Predictions:
 def cost_lines(frame: pd.DataFrame, cost: FloatArray, report: dict[str, Any]) -> list[CostLine]:
     """A line per coupon; frame: every row of the training; cost (n, K): true, of every row.
 
-    The interval of the ratio to what was paid holds both noises: of the held-out rows, and of the
-    training rows, to whose total the expected one was set (so many more or fewer rows of the same
-    kind, hence the factor).
+    The noise of the training rows is that of the held-out ones, scaled to their number.
     """
     test = frame["is_test"].to_numpy(dtype=bool)
     held = predictions_of(frame[test], report).cost
@@ -80,13 +77,15 @@ def cost_lines(frame: pd.DataFrame, cost: FloatArray, report: dict[str, Any]) ->
         ratio = paid[test & had].sum() / expected.sum()
         psi = (paid[test & had] - ratio * expected) / expected.mean()
         own = from_influence(float(ratio), psi, cluster[test & had])
-        learned = np.sqrt(1 + (test & had).sum() / (~test & had).sum())
+        learned = own.se * float(np.sqrt((test & had).sum() / (~test & had).sum()))
+        every, true = float(held[:, k].mean()), float(cost[test, k].mean())
         lines.append(
             CostLine(
                 coupon,
-                float(held[:, k].mean()),
-                float(cost[test, k].mean()),
-                Estimate(own.value, own.se * float(learned)),
+                every,
+                true,
+                Estimate(every / true, learned),
+                Estimate(own.value, float(np.hypot(own.se, learned))),
             )
         )
     return lines
@@ -130,18 +129,20 @@ def cost_table(lines: list[CostLine], currency: str) -> str:
             line.coupon,
             f"{line.expected * PER:.1f}",
             f"{line.analytic * PER:.1f}",
-            f"{line.ratio:.3f}",
-            f"{line.paid.value:.3f} [{line.paid.lo:.3f}, {line.paid.hi:.3f}]",
+            *(f"{e.value:.3f} [{e.lo:.3f}, {e.hi:.3f}]" for e in (line.ratio, line.paid)),
         ]
         for line in lines
     ]
-    missed = [line.coupon for line in lines if abs(line.ratio - 1) > CLOSE]
+    missed = [line.coupon for line in lines if abs(line.ratio.value - 1) > CLOSE]
     told = f"all within {CLOSE:.0%}" if not missed else f"not within {CLOSE:.0%}: {missed}"
     return text_table(
         f"Expected cost of each coupon for every held-out exposure, {currency} per {PER:,}",
-        ["coupon", "expected", "true", "expected / true", "paid / expected, 95% interval"],
+        ["coupon", "expected", "true", "expected / true, 95%", "paid / expected, 95%"],
         rows,
-        [f"Expected over true total: {told}."],
+        [
+            f"Expected over true total: {told}. Its interval is the noise of what was paid for the",
+            "training rows; that of paid over expected holds the noise of the held-out rows as well.",
+        ],
     )
 
 

@@ -52,8 +52,8 @@ def test_costs_of_all_and_of_those_who_had_the_coupon() -> None:
     frame, _, cost, report = rows(4000, 1)
     a, b = cost_lines(frame, cost, report)
     assert (a.coupon, b.coupon) == ARMS
-    assert a.ratio == pytest.approx(1.02)
-    assert b.ratio == pytest.approx(1.2)
+    assert a.ratio.value == pytest.approx(1.02)
+    assert b.ratio.value == pytest.approx(1.2)
     test = frame["is_test"].to_numpy()
     assert a.analytic == pytest.approx(cost[test, 0].mean())
     had = frame[test & (frame["arm"] == 2).to_numpy()]
@@ -75,6 +75,7 @@ def test_the_interval_of_what_was_paid_holds_the_noise_of_training_too() -> None
     alone = np.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum()) / had["cost|a"].sum()
     trained = (~frame["is_test"] & (frame["arm"] == 1)).sum()
     assert line.paid.se == pytest.approx(alone * np.sqrt(1 + len(had) / trained))
+    assert line.ratio.se == pytest.approx(alone * np.sqrt(len(had) / trained))
 
 
 def test_the_plan_beside_the_truth() -> None:
