@@ -141,7 +141,7 @@ def cost_table(lines: list[CostLine], currency: str) -> str:
         rows,
         [
             f"Expected over true total: {told}. Its interval is the noise of what was paid for the",
-            "training rows; that of paid over expected holds the noise of the held-out rows as well.",
+            "training rows; that of paid over expected holds the held-out rows' own noise as well.",
         ],
     )
 
