@@ -151,6 +151,7 @@ class Worker:
             job = self.jobs.claim(connection, self.owner, self.lease, now_micros())
         if job is None:
             return False
+        self._tidy()
         self._desk = Desk(self.log, last)
         began = time.monotonic()
         try:
@@ -169,6 +170,14 @@ class Worker:
         }
         log.info(json.dumps(line))
         return True
+
+    def _tidy(self) -> None:
+        """Remove what a worker that was killed has left of jobs that are finished since."""
+        with self.log.read() as connection:
+            open_jobs = self.jobs.with_results(connection, now_micros())
+        for folder in self.home.glob(".job-*"):
+            if folder.name[1:].rpartition("-")[0] not in open_jobs:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def breathe(self) -> None:
         """Let others write: of a SQLite log only one can hold the lock."""

@@ -29,6 +29,7 @@ class Client:
         self.app = app
         self.holder: Any = None
         self.folder: Any = None
+        self.url = ""
         self.service: Any = None
         self.scorer: Any = None
 
