@@ -407,7 +407,7 @@ def running(folder: Path, *more: str, **variables: str) -> Iterator[httpx.Client
     )  # fmt: skip
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-            for _ in range(600):
+            for _ in range(2400):
                 assert server.poll() is None, (folder / "server.log").read_text()
                 try:
                     if client.get("/readyz").status_code == 200:
