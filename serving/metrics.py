@@ -65,6 +65,14 @@ class Metrics:
             "snapshot_age_seconds", "Age of the features", namespace=name, registry=registry,
             multiprocess_mode="mostrecent",
         )  # fmt: skip
+        self.model_age = Gauge(
+            "model_age_seconds", "Time since the model was registered", namespace=name,
+            registry=registry, multiprocess_mode="mostrecent",
+        )  # fmt: skip
+        self.stock_left = Gauge(
+            "stock_left", "Pieces of a coupon that may still be offered", ("coupon_id",),
+            namespace=name, registry=registry, multiprocess_mode="mostrecent",
+        )  # fmt: skip
         self.load_failures = Counter(
             "load_failures", "Models and snapshots that were refused", ("what",), namespace=name,
             registry=registry,

@@ -222,8 +222,11 @@ def make_router(holder: Holder) -> APIRouter:
             return Response(b"", media_type=metrics.CONTENT_TYPE)
         service.metrics.queue_depth.set(service.writer.depth)
         if holder.scorer is not None:
-            age = datetime.now(UTC) - holder.scorer.snapshot.as_of
+            now, registered = datetime.now(UTC), holder.scorer.model.registered_at
+            age = now - holder.scorer.snapshot.as_of
             service.metrics.snapshot_age.set(age.total_seconds())
+            if registered is not None:
+                service.metrics.model_age.set((now - registered).total_seconds())
         await service.count_budgets()
         await service.count_jobs()
         return Response(service.metrics.text(), media_type=metrics.CONTENT_TYPE)

@@ -21,7 +21,7 @@ from serving.campaign_rules import rules_of_entry
 from serving.desk import Answer, Ask, Desk, RulesOutdated, UnknownCampaign
 from serving.evaluation import micros
 from serving.limits import InFlight, Quota
-from serving.log import idempotency, ledger
+from serving.log import idempotency, ledger, stock
 from serving.log.campaigns import Campaigns
 from serving.log.engine import REVISION, Log, LogUnavailable
 from serving.log.jobs import Jobs
@@ -216,11 +216,14 @@ class Service:
         return hmac.digest(self.salt.value, b"cursor", "sha256")
 
     async def count_budgets(self) -> None:
-        """Set the gauges of budgets; as they were, when the log does not answer."""
+        """Set the gauges of budgets and stock; as they were, when the log does not answer."""
         try:
             entries = await self.look(lambda c: self.campaigns.page(c, "", 200))
+            pieces = await self.look(stock.all_left)
         except (LogUnavailable, Expired, Stopped):
             return
+        for coupon, left in pieces.items():
+            self.metrics.stock_left.labels(coupon).set(left)
         for entry in entries:
             if entry.budget.left is not None:
                 self.metrics.budget_left.labels(entry.campaign_id).set(entry.budget.left)

@@ -54,6 +54,12 @@ def left(log: Log, connection: Connection, coupons: Iterable[str]) -> dict[str, 
     return {row.coupon_id: max(0, row.pieces - row.given) for row in rows}
 
 
+def all_left(connection: Connection) -> dict[str, int]:
+    """Pieces left of every coupon with a limit."""
+    rows = connection.execute(select(stock).where(stock.c.pieces.is_not(None)))
+    return {row.coupon_id: max(0, row.pieces - row.given) for row in rows}
+
+
 def take(connection: Connection, coupon: str, count: int) -> bool:
     """Hand out so many pieces; False if fewer are left."""
     return connection.execute(_TAKE, {"id": coupon, "count": count}).rowcount == 1

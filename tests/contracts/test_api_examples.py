@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -43,10 +44,22 @@ def test_every_address_has_an_example() -> None:
         assert re.search(pattern + r"(?![/\w])", text), path
 
 
+def python_example() -> str:
+    (found,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    return str(found)
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
 def test_every_example_is_answered(folder: Path) -> None:
     with running(folder) as client:
         address = str(client.base_url).rstrip("/")
+        printed = subprocess.run(
+            [sys.executable, "-c", python_example()],
+            env={"URL": address, "KEY": "none", "PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, timeout=120, check=True,
+        ).stdout.splitlines()  # fmt: skip
+        assert [line.split()[0] for line in printed[:3]] == ["c-020", "c-021", "c-022"]
+        assert printed[-1].isdigit()
         answers, job = [], ""
         for command in examples():
             if "/result/" in command:
