@@ -212,7 +212,7 @@ class GateConfig(Section):
     )
 
 
-LEARNERS = ("s", "t", "x", "r", "dr", "proportional", "ensemble", "causalml_forest")
+LEARNERS = ("s", "t", "x", "r", "dr", "proportional", "two_part", "ensemble", "causalml_forest")
 
 
 class TuningConfig(Section):
@@ -226,7 +226,7 @@ class TrainingConfig(Section):
     learners: list[str] = Field(
         default_factory=lambda: list(LEARNERS),
         min_length=1,
-        description="uplift learners to fit",
+        description="uplift learners to fit; not given: all that learn such an outcome",
     )
     monotone: dict[str, Literal["rising", "falling"]] = Field(
         default_factory=dict, description="numeric features with which no effect may fall, or rise"

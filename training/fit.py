@@ -112,15 +112,14 @@ def fit_models(
         )
     )
     began = time.monotonic()
-    outcome, trials = tune(
-        outcome, config.training.learners, config.training.tuning, config.training.seed, progress
-    )
+    names = learner_names(config, outcome.binary)
+    outcome, trials = tune(outcome, names, config.training.tuning, config.training.seed, progress)
     if trials is not None:
         seconds["tuning"] = time.monotonic() - began
     money = outcome if same else money
     learners: dict[str, Fitted] = {}
     # What combines others comes after them.
-    for name in sorted(config.training.learners, key=lambda name: make_learner(name).combines):
+    for name in sorted(names, key=lambda name: LEARNERS[name].combines):
         learners[name] = with_clock(name, partial(make_learner(name, learners).fit, outcome))
     joining = [fitted for name, fitted in learners.items() if LEARNERS[name].joins]
     if len(joining) > 1 and not any(LEARNERS[name].combines for name in learners):
@@ -143,6 +142,16 @@ def fit_models(
     return Models(
         train, test, is_test, outcome, money, learners, seconds, costs, response, offers, trials
     )
+
+
+def learner_names(config: Config, binary: bool) -> list[str]:
+    """The learners to fit. Who names one gets it or is told why not; of those that nobody named,
+    the ones that learn no such outcome are left out."""
+    names = config.training.learners
+    if "learners" in config.training.model_fields_set:
+        return names
+    kind = "binary" if binary else "money"
+    return [name for name in names if kind in make_learner(name).outcomes]
 
 
 def average(learners: list[Fitted]) -> Fitted:

@@ -221,7 +221,7 @@ def cross_fit(
             start[f] = part.size * _constant_loss(part.held_target, part.held_weight, mean, binary)
     overall = float(np.average(target, weights=weight)) if len(target) else 0.0
     models, rounds = [_constant(mean, binary, shown) for mean in means], 0
-    if all(_learnable(part.target, binary) and len(part.held) for part in folds):
+    if all(_learnable(part.target, part.weight, binary) and len(part.held) for part in folds):
         terms, curves = data.fit_beside(folds, settings, binary=binary)
         losses = np.vstack([start, curves])
         total = losses.sum(axis=1)
@@ -259,10 +259,11 @@ def _constant(mean: float, binary: bool, link: str) -> EffectModel:
     return EffectModel(np.array([float(np.log(p / (1 - p))) if log_odds else mean]))
 
 
-def _learnable(target: FloatArray, binary: bool) -> bool:
+def _learnable(target: FloatArray, weight: FloatArray | None, binary: bool) -> bool:
     if len(target) == 0 or np.ptp(target) == 0:
         return False
-    return not binary or bool(min(target.sum(), (1 - target).sum()) >= 5)
+    count = np.ones(len(target)) if weight is None else weight
+    return not binary or bool(min(count @ target, count @ (1 - target)) >= 5)
 
 
 def _constant_loss(

@@ -4,14 +4,16 @@
 
 Contributions are Shapley values of the trees (TreeSHAP; Lundberg, Erion & Lee 2020). An effect
 model is a weighted sum of terms and Shapley values are additive, so those of the effect are the
-weighted sums of the terms'. Two kinds of terms need more, and any other kind counts to the base:
+weighted sums of the terms'. Three kinds of terms need more, and any other kind counts to the base:
 
 - a probability (a booster of log-odds behind a sigmoid): the contributions to the log-odds share
   the difference of the probability to that of the base in proportion (the rescale rule; Shrikumar,
   Greenside & Kundaje 2017);
 - a forest kept as arrays, without the covers that TreeSHAP weighs with: each step of the path
   credits its feature with the change of the node's mean (Saabas 2014), nodes weighed by rows that
-  are given.
+  are given;
+- a product of two: each one's contributions count as much as the other is on average, at its base
+  and as predicted (the Shapley values of the two factors).
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import numpy as np
 
 from uplift.calibration import ArmCalibration, Calibration
 from uplift.data import Float32Array, FloatArray, IntArray, Schema
-from uplift.effects import BoosterTerm, EffectModel, ForestTerm, Term, sigmoid
+from uplift.effects import BoosterTerm, EffectModel, ForestTerm, ProductTerm, Term, sigmoid
 from uplift.errors import DesignError
 from uplift.response import ResponseTerm
 
@@ -144,11 +146,16 @@ class Explainer:
                 raise DesignError("a forest is explained with background rows: give some")
             return _Forest(term, _node_means(term, self._background))
         if isinstance(term, ResponseTerm):
-            inner = term.model.log_odds
-            parts = [(self._prepared(t), float(w[0])) for t, w in inner.terms]
-            start = term.model.intercept + term.model.slope * float(inner.constant[0])
-            return _Probability(start, [(p, term.model.slope * w) for p, w in parts])
+            odds, slope = self._summed(term.model.log_odds), term.model.slope
+            parts = [(part, slope * weight) for part, weight in odds.parts]
+            return _Probability(_Sum(term.model.intercept + slope * odds.start, parts))
+        if isinstance(term, ProductTerm):
+            return _Product(self._summed(term.one), self._summed(term.other))
         return _Opaque(term)
+
+    def _summed(self, model: EffectModel) -> _Sum:
+        parts = [(self._prepared(term), float(w[0])) for term, w in model.terms]
+        return _Sum(float(model.constant[0]), parts)
 
 
 def _value(schema: Schema, column: int, value: float) -> float | str | None:
@@ -192,8 +199,8 @@ class _Boosted(_Part):
 
 
 @dataclass(frozen=True)
-class _Probability(_Part):
-    """sigmoid(start + weighted parts)."""
+class _Sum(_Part):
+    """start + weighted parts."""
 
     start: float
     parts: Sequence[tuple[_Part, float]]
@@ -204,7 +211,30 @@ class _Probability(_Part):
             added, start = part.explain(X)
             values += weight * added
             base += weight * start
-        return _through_sigmoid(values, base)
+        return values, base
+
+
+@dataclass(frozen=True)
+class _Probability(_Part):
+    """sigmoid of the log-odds."""
+
+    log_odds: _Sum
+
+    def explain(self, X: Float32Array) -> tuple[FloatArray, FloatArray]:
+        return _through_sigmoid(*self.log_odds.explain(X))
+
+
+@dataclass(frozen=True)
+class _Product(_Part):
+    one: _Part
+    other: _Part
+
+    def explain(self, X: Float32Array) -> tuple[FloatArray, FloatArray]:
+        values, base = self.one.explain(X)
+        more, start = self.other.explain(X)
+        mean = base + values.sum(axis=1) / 2
+        also = start + more.sum(axis=1) / 2
+        return values * also[:, None] + more * mean[:, None], base * start
 
 
 def _rescaled(

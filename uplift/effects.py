@@ -2,9 +2,9 @@
 
     effect of arm k = constant_k + sum over terms j of weight_jk * term_j(x)
 
-A term is a LightGBM booster (with constants appended to x, for the S-learner's arm columns), or
-a forest kept as arrays. So one class scores, saves and loads all learners, and no learner's own
-code (nor pickle) is needed to serve it.
+A term is a LightGBM booster (with constants appended to x, for the S-learner's arm columns), a
+forest kept as arrays, or a product of such models. So one class scores, saves and loads all
+learners, and no learner's own code (nor pickle) is needed to serve it.
 """
 
 from __future__ import annotations
@@ -135,9 +135,6 @@ class ForestTerm:
 
 _FOREST_ARRAYS = ("feature", "threshold", "missing_left", "left", "right", "leaf", "roots")
 
-# Kinds of term that one file holds wholly, by the type their spec names.
-TERMS: dict[str, Callable[[bytes, Mapping[str, Any]], Term]] = {"forest": ForestTerm.from_bytes}
-
 
 @dataclass(frozen=True)
 class EffectModel:
@@ -165,6 +162,14 @@ class EffectModel:
         return EffectModel(
             self.constant * factor, tuple((term, w * factor) for term, w in self.terms)
         )
+
+    def plus(self, other: EffectModel) -> EffectModel:
+        """The sum of two models with as many outputs."""
+        return EffectModel(self.constant + other.constant, self.terms + other.terms)
+
+    def minus(self, other: EffectModel) -> EffectModel:
+        """This model less another with as many outputs."""
+        return self.plus(other.scaled(-1.0))
 
     def to_files(self, prefix: str) -> tuple[dict[str, Any], dict[str, bytes]]:
         """The manifest's part and the files, named `prefix`-NNN.suffix. Equal content is one
@@ -196,6 +201,40 @@ class EffectModel:
                 raise BundleError(f"unknown term type {json.dumps(item['type'])}")
             terms.append((term, np.asarray(item["weights"], dtype=np.float64)))
         return cls(np.asarray(spec["constant"], dtype=np.float64), tuple(terms))
+
+
+@dataclass(frozen=True)
+class ProductTerm:
+    """The product of two models with one output each, kept in one JSON file."""
+
+    one: EffectModel
+    other: EffectModel
+
+    def value(self, X: Float32Array, threads: int = 0) -> FloatArray:
+        product: FloatArray = self.one.predict(X, threads) * self.other.predict(X, threads)
+        return product[:, 0]
+
+    def files(self) -> tuple[str, bytes]:
+        (one, files), (other, more) = self.one.to_files("one"), self.other.to_files("other")
+        texts = {name: content.decode() for name, content in (files | more).items()}
+        held = {"one": one, "other": other, "files": texts}
+        return "json", json.dumps(held, sort_keys=True).encode()
+
+    def spec(self) -> dict[str, Any]:
+        return {"type": "product"}
+
+    @classmethod
+    def from_bytes(cls, content: bytes, spec: Mapping[str, Any]) -> ProductTerm:
+        held = json.loads(content)
+        files = {name: text.encode() for name, text in held["files"].items()}
+        return cls(*(EffectModel.from_files(held[name], files) for name in ("one", "other")))
+
+
+# Kinds of term that one file holds wholly, by the type their spec names.
+TERMS: dict[str, Callable[[bytes, Mapping[str, Any]], Term]] = {
+    "forest": ForestTerm.from_bytes,
+    "product": ProductTerm.from_bytes,
+}
 
 
 def sigmoid(x: FloatArray) -> FloatArray:

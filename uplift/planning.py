@@ -20,7 +20,7 @@ from uplift.data import BoolArray, FloatArray
 from uplift.errors import DesignError
 from uplift.evaluation import RANDOM, Predictions, Scored, rankings
 from uplift.gain_curve import GainCurve, gain_curve, ranked_curve
-from uplift.scores import Estimate, Influence
+from uplift.scores import Estimate, Influence, ScoreMatrix
 
 # Key of the plan among a bundle's facts.
 PLAN = "plan"
@@ -34,8 +34,9 @@ _FINE = 201
 @dataclass(frozen=True)
 class PlanPoint:
     """One budget. `last_return`: incremental profit per currency at the margin, cost already borne;
-    `mix`: share of the rows that get each arm; `rivals`, `ahead`: what each rival gains at the same
-    predicted cost, and how much more the policy does, paired."""
+    `mix`: share of the rows that get each arm; `rivals`: what each rival gains at the same
+    predicted cost; `ahead`: how much more the policy does at equal realised cost, paired: what one
+    turns out to spend more than the other is charged at the shadow price."""
 
     budget: float
     gain: Estimate
@@ -169,23 +170,31 @@ def budget_plan(
     curve = gain_curve(
         scored.gain, p.reward, p.cost, spend=scored.spend, min_profit=min_profit, eligible=p.allowed
     )
+    # By the predictions themselves: for its slope, the shadow price, and nothing else.
+    nothing = np.zeros((len(p.reward), 1))
+    predicted = ScoreMatrix(np.hstack([nothing, p.reward]), scored.gain.cluster)
+    promised = gain_curve(predicted, p.reward, p.cost, min_profit=min_profit, eligible=p.allowed)
     others = _rival_curves(scored, p, rivals or {})
     full = curve.full_budget
     points = []
     for share in SHARES if full > 0 else SHARES[:1]:
         budget = full if share == 1.0 else share * full
-        gain = curve.at(budget)
+        gain, spend = curve.at(budget), curve.spend_at(budget)
         lines = {RANDOM: _random_at(scored, p, curve, budget)}
-        lines |= {name: other.at(budget) for name, other in others.items()}
+        lines |= {name: (one.at(budget), one.spend_at(budget)) for name, one in others.items()}
+        price = _shadow_price(promised, budget)
         points.append(
             PlanPoint(
                 budget=budget,
                 gain=gain.estimate,
-                spend=curve.spend_at(budget).value,
+                spend=spend.value,
                 last_return=_last_return(curve, budget),
                 mix=tuple(curve.policy_at(budget).mean(axis=0).tolist()),
-                rivals={name: line.estimate for name, line in lines.items()},
-                ahead={name: (gain - line).estimate for name, line in lines.items()},
+                rivals={name: line.estimate for name, (line, _) in lines.items()},
+                ahead={
+                    name: ((gain - line) - (spend - paid).scaled(price)).estimate
+                    for name, (line, paid) in lines.items()
+                },
             )
         )
     return BudgetPlan(
@@ -225,13 +234,24 @@ def _gain_of_recommended(curve: GainCurve, rng: np.random.Generator) -> Estimate
     return Estimate(float(value), float(error))
 
 
+def _around(budget: float, full: float) -> tuple[float, float]:
+    return max(budget - _REACH * full, 0.0), min(budget + _REACH * full, full)
+
+
 def _last_return(curve: GainCurve, budget: float) -> Estimate:
     """Gain per currency of budget around it."""
-    full = curve.full_budget
-    low, high = max(budget - _REACH * full, 0.0), min(budget + _REACH * full, full)
+    low, high = _around(budget, curve.full_budget)
     if high <= low:
         return Estimate(0.0, 0.0)
     return (curve.at(high) - curve.at(low)).scaled(1.0 / (high - low)).estimate
+
+
+def _shadow_price(promised: GainCurve, budget: float) -> float:
+    """Predicted profit per currency of budget around it, at least 0."""
+    low, high = _around(budget, promised.full_budget)
+    if high <= low:
+        return 0.0
+    return max(float(promised.value(high) - promised.value(low)) / (high - low), 0.0)
 
 
 def _rival_curves(
@@ -246,18 +266,24 @@ def _rival_curves(
     }
 
 
-def _random_at(scored: Scored, p: Predictions, curve: GainCurve, budget: float) -> Influence:
-    """Every allowed arm equally likely, to a random share of the rows that costs the budget: the
-    gain is budget x mean gain / mean cost, whose influence follows by the delta method."""
+def _random_at(
+    scored: Scored, p: Predictions, curve: GainCurve, budget: float
+) -> tuple[Influence, Influence]:
+    """Gain and spend of every allowed arm equally likely, to a random share of the rows that costs
+    the budget: budget x mean / mean cost, whose influence follows by the delta method."""
     count = p.allowed.sum(axis=1, keepdims=True)
     policy: FloatArray = np.where(p.allowed, 1.0 / np.maximum(count, 1), 0.0)
-    gain = scored.gain.gains(policy)
     cost = (policy * p.cost).sum(axis=1)
-    full, mean = float(cost.mean()), float(gain.mean())
-    if budget >= full:
-        return Influence(mean, gain - mean, curve.codes)
-    each = mean / full
-    return Influence(budget * each, budget / full * (gain - each * cost), curve.codes)
+    full = float(cost.mean())
+
+    def measured(values: FloatArray) -> Influence:
+        mean = float(values.mean())
+        if budget >= full:
+            return Influence(mean, values - mean, curve.codes)
+        each = mean / full
+        return Influence(budget * each, budget / full * (values - each * cost), curve.codes)
+
+    return measured(scored.gain.gains(policy)), measured(scored.spend.gains(policy))
 
 
 def full_cost(p: Predictions, min_profit: float = 0.0) -> float:

@@ -73,7 +73,8 @@ def problem(outcome: str, effect: str = "varied") -> Problem:
 @functools.cache
 def fitted(name: str, outcome: str, effect: str = "varied") -> Fitted:
     EXERCISED.add((name, outcome))
-    others = {n: fitted(n, outcome, effect) for n in MEMBERS} if LEARNERS[name].combines else {}
+    able = [n for n in MEMBERS if outcome in LEARNERS[n].outcomes]
+    others = {n: fitted(n, outcome, effect) for n in able} if LEARNERS[name].combines else {}
     return make_learner(name, others).fit(problem(outcome, effect))
 
 

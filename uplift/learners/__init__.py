@@ -1,6 +1,6 @@
 """One learner, one file; importing the package fills the registry."""
 
-from uplift.learners import causalml_forest, dr, ensemble, proportional, r, s, t, x
+from uplift.learners import causalml_forest, dr, ensemble, proportional, r, s, t, two_part, x
 from uplift.learners.base import LEARNERS, Fitted, Learner, make_learner
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "r",
     "s",
     "t",
+    "two_part",
     "x",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import nnls
 
-from uplift.data import BoolArray, FloatArray
+from uplift.data import BoolArray, FloatArray, IntArray
 from uplift.effects import EffectModel
 from uplift.learners.base import (
     LEARNERS,
@@ -21,7 +21,7 @@ from uplift.learners.base import (
 from uplift.nuisances import Problem
 
 # What is combined where nothing else was fitted.
-MEMBERS = ("s", "t", "x", "r", "dr", "proportional")
+MEMBERS = ("s", "t", "x", "r", "dr", "proportional", "two_part")
 _STIFF = 1e4
 
 
@@ -34,11 +34,13 @@ class Ensemble(Learner):
         sum over arms k and rows i of (Gam_ik - Gam_i0 - sum_j w_j tau_jk(x_i))^2
                                       / (1 / e_k(x_i) + 1 / e_0(x_i))
 
-    with out-of-fold effects tau_j, drawn towards equal weights for everyone, the constant and no
-    effect: + s^2 / v sum_j (w_j - 1 / M)^2, a ridge with the loss's own noise s^2 and the variance
-    v = (M - 1) / (M^2 (M + 1)) that a weight has where all ways to share 1 among M are alike.
-    Scores are noisy: of few rows the best weights alone are as often wrong as equal ones, and of
-    many rows they are right; so the rows decide how far to go.
+    with out-of-fold effects tau_j, drawn towards equal weights c_j for those of the M learners, the
+    constant and no effect whose loss is within one standard error of the least (the rule of Breiman
+    et al. 1984, paired on the same rows), and 0 for the others: + s^2 / v sum_j (w_j - c_j)^2, a
+    ridge with the loss's own noise s^2 and the variance v = (M - 1) / (M^2 (M + 1)) that a weight
+    has where all ways to share 1 among M are alike. Scores are noisy: of few rows the best weights
+    alone are as often wrong as equal ones, and of many rows they are right; so the rows decide how
+    far to go, and who is clearly worse than another is no starting point.
 
     What the mixture gains on constant effects is an estimate too: the mixture is shrunk towards the
     (shrunken) average effects by gain^2 / (gain^2 + se^2), the factor with the least squared error
@@ -57,13 +59,15 @@ class Ensemble(Learner):
     def cross_fit(self, problem: Problem) -> Models:
         members = self._members(problem)
         effects = np.stack([m.oof for m in members], axis=-1)
+        every = [*(m.oof for m in members), np.zeros_like(members[0].oof)]
+        losses = np.column_stack([problem.losses(oof) for oof in every])
         inside = [problem.fold != f for f in range(problem.folds)]
         everyone = np.ones(len(problem.data), dtype=bool)
         folds = tuple(
-            _combined(problem, effects, part, [m.folds[f] for m in members])
+            _combined(problem, effects, losses, part, [m.folds[f] for m in members])
             for f, part in enumerate(inside)
         )
-        return folds, _combined(problem, effects, everyone, [m.model for m in members])
+        return folds, _combined(problem, effects, losses, everyone, [m.model for m in members])
 
     def _members(self, problem: Problem) -> list[Fitted]:
         known = [m for name, m in self.others.items() if LEARNERS[name].joins]
@@ -71,14 +75,20 @@ class Ensemble(Learner):
             name
             for name in MEMBERS
             if not (problem.monotone and "monotone" in LEARNERS[name].cannot)
+            and ("binary" if problem.binary else "money") in LEARNERS[name].outcomes
         ]
         return known or [LEARNERS[name]().fit(problem) for name in able]
 
 
 def _combined(
-    problem: Problem, effects: FloatArray, part: BoolArray, models: Sequence[EffectModel]
+    problem: Problem,
+    effects: FloatArray,
+    losses: FloatArray,
+    part: BoolArray,
+    models: Sequence[EffectModel],
 ) -> EffectModel:
-    """The models with the weights that the rows of `part` (n,) ask for; effects (n, K, J)."""
+    """The models with the weights that the rows of `part` (n,) ask for; effects (n, K, J), losses
+    (n, J + 1), the last of no effect."""
     data = problem.data
     members = effects.shape[2]
     gram, target = np.zeros((members + 1, members + 1)), np.zeros(members + 1)
@@ -97,10 +107,13 @@ def _combined(
         counted += float(data.weight[rows].sum())
         averages.append(average)
     stiff = noise / counted / variance_of_a_share(members + 2)
-    weights = held_out_weights(gram + stiff * np.eye(members + 1), target + stiff / (members + 2))
-    *shares, constant = weights
     flat = np.tile([average.value for average in averages], (len(part), 1))
-    gain = problem.losses(flat) - problem.losses(effects @ shares + constant * flat)
+    of_flat = problem.losses(flat)
+    compared = np.column_stack([losses[:, :-1], of_flat, losses[:, -1]])[part]
+    center = near_the_best(compared, data.weight[part], data.cluster[part])[:-1]
+    weights = held_out_weights(gram + stiff * np.eye(members + 1), target + stiff * center)
+    *shares, constant = weights
+    gain = of_flat - problem.losses(effects @ shares + constant * flat)
     clear = weighted_mean(gain[part], data.weight[part], data.cluster[part])
     trust = clear.value**2 / (clear.value**2 + clear.se**2) if clear.value > 0 else 0.0
     parts = [m.scaled(trust * w) for m, w in zip(models, shares, strict=True) if trust * w > 0]
@@ -112,6 +125,16 @@ def _combined(
         np.sum([np.array(constants), *(p.constant for p in parts)], axis=0),
         tuple(term for p in parts for term in p.terms),
     )
+
+
+def near_the_best(losses: FloatArray, weight: FloatArray, cluster: IntArray) -> FloatArray:
+    """(J,) equal shares of 1 for the columns of losses (n, J) whose mean is within one clustered
+    standard error of the least one's, of their difference; 0 for the others."""
+    best = losses[:, np.argmin(weight @ losses)]
+    excess = [weighted_mean(column - best, weight, cluster) for column in losses.T]
+    near = np.array([float(e.value <= e.se) for e in excess])
+    shares: FloatArray = near / near.sum()
+    return shares
 
 
 def variance_of_a_share(among: int) -> float:

@@ -28,9 +28,7 @@ class SLearner(Learner):
     cannot = frozenset({"monotone"})
 
     def cross_fit(self, problem: Problem) -> Models:
-        data = problem.data
-        drawn = np.eye(data.n_arms + 1, dtype=np.float32)[data.arm, 1:]
-        wide = Binned(np.hstack([data.X, drawn]), data.schema.categorical, problem.settings.threads)
+        wide = beside_arms(problem)
         return per_arm(problem, lambda k: self._arm(problem, wide, k))
 
     @staticmethod
@@ -54,12 +52,22 @@ class SLearner(Learner):
         )
 
 
+def beside_arms(problem: Problem) -> Binned:
+    """The features with a column for each arm behind them: 1 where it was drawn."""
+    data = problem.data
+    drawn = np.eye(data.n_arms + 1, dtype=np.float32)[data.arm, 1:]
+    return Binned(np.hstack([data.X, drawn]), data.schema.categorical, problem.settings.threads)
+
+
+def given(model: EffectModel, code: FloatArray) -> EffectModel:
+    """What a model of `beside_arms` says with these indicators (K,) of the arms."""
+    terms: list[tuple[Term, FloatArray]] = []
+    for term, weights in model.terms:
+        assert isinstance(term, BoosterTerm)
+        terms.append((BoosterTerm(term.booster, term.link, tuple(code.tolist())), weights))
+    return EffectModel(model.constant, tuple(terms))
+
+
 def _effect(model: EffectModel, own: FloatArray) -> EffectModel:
     """What the model says with the arm's indicators `own` (K,) less what it says with none."""
-    terms: list[tuple[Term, FloatArray]] = []
-    for term, _ in model.terms:
-        assert isinstance(term, BoosterTerm)
-        for sign, code in ((1.0, own), (-1.0, np.zeros_like(own))):
-            given = BoosterTerm(term.booster, term.link, tuple(code.tolist()))
-            terms.append((given, np.array([sign])))
-    return EffectModel(np.zeros(1), tuple(terms))
+    return given(model, own).minus(given(model, np.zeros_like(own)))

@@ -71,5 +71,4 @@ def _means(problem: Problem, rows: IntArray, arm: int) -> FloatArray:
 
 def blend(tau0: EffectModel, tau1: EffectModel, share: float) -> EffectModel:
     """share * tau0 + (1 - share) * tau1."""
-    a, b = tau0.scaled(share), tau1.scaled(1 - share)
-    return EffectModel(a.constant + b.constant, a.terms + b.terms)
+    return tau0.scaled(share).plus(tau1.scaled(1 - share))
