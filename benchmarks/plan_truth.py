@@ -176,7 +176,7 @@ def plan_table(lines: list[PlanLine], currency: str) -> str:
                 ["Promised: the models' own sum; it is biased, and nowhere reported as the gain."],
             ),
             text_table(
-                "True gain of the policy less that of each rival at the same expected cost, 95%",
+                "True gain less that of each rival; true cost is charged at the shadow price; 95%",
                 ["ahead of", *(f"at {line.share:.0%}" for line in lines)],
                 ahead,
             ),

@@ -89,13 +89,44 @@ def test_rivals_are_measured_at_the_same_predicted_cost(world: World) -> None:
     ranked = single_arm(world.p.response, 2, world.p, point.budget)
     held = world.scored.gain.gain(ranked)
     assert point.rivals[BEST_RESPONSE].value == pytest.approx(held.value, abs=1e-9)
-    for name, rival in point.rivals.items():
-        assert point.ahead[name].value == pytest.approx(point.gain.value - rival.value)
     assert plan.rival_arms == {BEST_RANDOM: "a", BEST_RESPONSE: "b"}
     # Beyond what sending everybody costs, a rival is at its end.
     everybody = random_policy(world.p, None)
     if plan.full_budget > float((everybody * world.p.cost).sum(axis=1).mean()):
         assert plan.points[-1].rivals[RANDOM].value == world.scored.gain.gain(everybody).value
+
+
+def test_how_far_the_policy_is_ahead_is_at_equal_realised_cost(world: World) -> None:
+    """A rival whose coupon turns out to cost half as much again is charged for it."""
+    plan, budget = world.plan(), 0.1
+    point = min(plan.points, key=lambda p: abs(p.budget - budget))
+    n, reach = len(world.truth), 0.05 * plan.full_budget
+    values = [
+        allocate(world.p.reward, world.p.cost, budget=b * n, eligible=world.p.allowed).value / n
+        for b in (point.budget - reach, point.budget + reach)
+    ]
+    price = (values[1] - values[0]) / (2 * reach)
+    assert price > 0.2
+    ranked = single_arm(world.p.response, 2, world.p, point.budget)
+    spends = world.scored.spend.gain(ranked).value
+    by_hand = point.gain.value - point.rivals[BEST_RESPONSE].value - price * (point.spend - spends)
+    assert point.ahead[BEST_RESPONSE].value == pytest.approx(by_hand, abs=1e-4)
+    random = random_policy(world.p, point.budget)
+    spends = world.scored.spend.gain(random).value
+    by_hand = point.gain.value - point.rivals[RANDOM].value - price * (point.spend - spends)
+    assert point.ahead[RANDOM].value == pytest.approx(by_hand, abs=1e-4)
+    gamma = world.scored.spend.gamma * np.array([1.0, 1.0, 1.5, 1.0])
+    dear = Scored(world.scored.gain, ScoreMatrix(gamma, world.scored.gain.cluster))
+    rivals = {BEST_RESPONSE: 2}
+    again = budget_plan("t", ARMS, dear, world.p, np.random.default_rng(0), rivals=rivals)
+    charged = next(p for p in again.points if p.budget == point.budget)
+    assert charged.rivals[BEST_RESPONSE].value == point.rivals[BEST_RESPONSE].value
+    more = 0.5 * (world.scored.spend.gamma[:, 2] @ ranked[:, 1]) / n
+    less = charged.spend - point.spend  # the policy's own share of the dear coupon
+    assert charged.ahead[BEST_RESPONSE].value == pytest.approx(
+        point.ahead[BEST_RESPONSE].value + price * (more - less), abs=1e-4
+    )
+    assert more > less + 0.02
 
 
 def test_the_interval_holds_the_true_gain_and_is_no_wider_than_it_must_be() -> None:
