@@ -274,8 +274,8 @@ def test_what_the_models_promise_of_their_own_choice_is_too_high(studies: list[S
 
 @pytest.mark.slow
 def test_the_policy_is_truly_ahead_of_every_rival_at_every_budget(studies: list[Study]) -> None:
-    """At 5% of the full budget some three customers in a hundred get anything: there the best coupon for whom it
-    changes most may be as good, and is never better."""
+    """At 5% of the full budget some three customers in a hundred get anything: there the best
+    coupon, sent to whom it changes most, may be as good, and is never better."""
     level = {(BEST_UPLIFT, SHARES[0])}
     behind = [
         (study.world, name, share)
