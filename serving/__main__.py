@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     jobs = commands.add_parser("jobs", parents=[common], help="do audience jobs, until a signal")
     jobs.add_argument("--idle", type=float, help="end after so many seconds without any")
     jobs.add_argument("--parent", type=int, help="end when this process, the starter, has gone")
+    jobs.add_argument("--owner", help="the name under which jobs are held; default: one made up")
     jobs.set_defaults(run=_jobs)
 
     snapshot = commands.add_parser(
@@ -200,7 +201,7 @@ def _api(config: Config, options: argparse.Namespace) -> int:
 def _jobs(config: Config, options: argparse.Namespace) -> int:
     from serving.jobs_process import work
 
-    return work(config, idle=options.idle, parent=options.parent)
+    return work(config, idle=options.idle, parent=options.parent, owner=options.owner)
 
 
 def _sync(config: Config, options: argparse.Namespace) -> int:

@@ -106,13 +106,14 @@ class Worker:
         scorer: Scorer,
         root: Path = Path("data"),
         *,
+        owner: str | None = None,
         lease: float = LEASE_SECONDS,
         chunk: int = CHUNK,
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self.log, self.scorer, self.root = log, scorer, root
         self.lease, self.chunk, self.stopping = lease, chunk, stopping
-        self.owner = f"{os.getpid()}-{secrets.token_hex(6)}"
+        self.owner = owner or f"{os.getpid()}-{secrets.token_hex(12)}"
         self.jobs = Jobs(log)
         self.home = results_home(scorer.config.name, root)
         self._desk: Desk | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 
 from features.config import Config
-from serving.jobs import AGAIN_SECONDS, LEASE_SECONDS, LOOK_SECONDS, Worker, current_scorer
+from serving.jobs import AGAIN_SECONDS, LOOK_SECONDS, Worker, current_scorer
 from serving.log.engine import LogUnavailable, log_url, open_log
 from serving.log.jobs import Jobs
 from serving.metrics import FOLDER
@@ -35,19 +36,18 @@ def work(
     *,
     idle: float | None = None,
     parent: int | None = None,
-    lease: float = LEASE_SECONDS,
+    owner: str | None = None,
 ) -> int:
     """Do the jobs of a configuration's log in this process, until a signal, until there was
     nothing to do for `idle` seconds, or until the process `parent` has gone; returns the exit
-    code.
+    code. owner: the name under which jobs are held.
 
     Raises ConfigError and others for what a user can mend.
     """
     salt = load_salt(simulated=config.source.kind == "simulated")
     service = open_service(config, salt)
-    stopping = _asked_to_stop(parent)
-    worker = Worker(service.log, current_scorer(config, salt), lease=lease, stopping=stopping)
-    worker.run(idle)
+    scorer, stopping = current_scorer(config, salt), _asked_to_stop(parent)
+    Worker(service.log, scorer, owner=owner, stopping=stopping).run(idle)
     service.close()
     return 0
 
@@ -72,8 +72,9 @@ class Beside:
         self._jobs = Jobs(self._log)
         # Not the folder of the servers' metrics: those of jobs are read from the log.
         self._environment = {k: v for k, v in os.environ.items() if k != FOLDER}
+        self.owner = f"{os.getpid()}-{secrets.token_hex(12)}"
         self._command = [
-            sys.executable, "-m", "serving", "jobs", *arguments,
+            sys.executable, "-m", "serving", "jobs", *arguments, "--owner", self.owner,
             "--idle", str(IDLE_SECONDS), "--parent", str(os.getpid()),
         ]  # fmt: skip
         self._stop = threading.Event()
@@ -97,6 +98,7 @@ class Beside:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            self._abandon()
         self._log.close()
 
     def _watch(self) -> None:
@@ -107,11 +109,17 @@ class Beside:
                 if code is None:
                     continue
                 self._process = None
+                self._abandon()
                 if code:
                     log.error("the process of the jobs ended with %s", code)
                     again = time.monotonic() + AGAIN_SECONDS
             if time.monotonic() >= again and self._waiting():
                 self._process = subprocess.Popen(self._command, env=self._environment)
+
+    def _abandon(self) -> None:
+        """What the process held that has ended is open at once, and not when its lease is over."""
+        with suppress(LogUnavailable), self._log.write() as connection:
+            self._jobs.abandon(connection, self.owner)
 
     def _waiting(self) -> bool:
         with suppress(LogUnavailable), self._log.read() as connection:

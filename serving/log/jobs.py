@@ -258,5 +258,9 @@ class Jobs:
             .values(lease_until=0, attempt=attempt)
         )
 
+    def abandon(self, connection: Connection, owner: str) -> None:
+        """Let go of whatever a worker held that is known to have ended."""
+        connection.execute(update(jobs).where(jobs.c.owner == owner, _WORKED).values(lease_until=0))
+
     def _open(self) -> ColumnElement[bool]:
         return or_(jobs.c.state == "queued", _WORKED & (jobs.c.lease_until < self._clock))

@@ -70,6 +70,8 @@ def test_a_process_is_started_for_a_job_replaced_when_killed_and_ended_with_the_
             assert Jobs(log).add(connection, "job-a", "c", "k", "{}", now_micros()) == "added"
         wait_for(lambda: len(processes()) == 1)
         (first,) = processes()
+        with log.write() as connection:  # as that process would
+            assert Jobs(log).claim(connection, beside.owner, 3600, now_micros()) is not None
         os.kill(first, signal.SIGKILL)
         wait_for(lambda: len(processes()) == 2)
         time.sleep(0.2)
