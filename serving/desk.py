@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -76,8 +77,9 @@ class Answer:
 
 @dataclass
 class Group:
-    """What is asked of one campaign in one transaction. `known`: standing decisions by customer;
-    `fresh`: customers to decide for, whose decisions are `made` under `ids`."""
+    """What is asked of one campaign under one scorer in one transaction. `known`: standing
+    decisions by customer; `fresh`: customers to decide for, whose decisions are `made` under `ids`;
+    `twins`: customers whom another group of the transaction decides for, in the same campaign."""
 
     scorer: Scorer
     rules: Rules
@@ -92,8 +94,14 @@ class Group:
     made: Evaluated | None = None
     ids: list[str] = field(default_factory=list)
     """Decision ids of `fresh`."""
+    twins: dict[str, Group] = field(default_factory=dict)
     gone: dict[str, str] = field(default_factory=dict)
     """Customers who must not be contacted, and why: consent or erased."""
+
+    @cached_property
+    def place(self) -> dict[str, int]:
+        """Where each of the fresh customers stands."""
+        return {customer: i for i, customer in enumerate(self.fresh)}
 
     @property
     def active(self) -> bool:
@@ -127,8 +135,9 @@ class Desk:
         """Decide, insert, charge; an exception stands for the ask that it belongs to."""
         found: list[Answer | Exception | None] = [None] * len(asks)
         groups = self._grouped(connection, asks, found)
+        taken: dict[tuple[str, str], Group] = {}
         for group in groups:
-            self._look(connection, group, asks)
+            self._look(connection, group, asks, taken)
             self._evaluate(group)
         self.keep(connection, groups)
         results = []
@@ -171,7 +180,7 @@ class Desk:
             groups = self._joined(asks, range(len(asks)), {})
         for group in groups:
             if connection is not None:
-                self._look(connection, group, asks)
+                self._look(connection, group, asks, {})
             else:
                 group.fresh = list(dict.fromkeys(i for k in group.asks for i in asks[k].ids))
                 self._hear(group, asks)
@@ -218,20 +227,35 @@ class Desk:
     def _joined(
         self, asks: Sequence[Ask], which: Iterable[int], entries: Mapping[str, Entry]
     ) -> list[Group]:
-        groups: dict[int, Group] = {}
+        groups: dict[tuple[str, int], Group] = {}
         for k in which:
             ask = asks[k]
-            group = groups.get(id(ask.rules))
+            # Rules of one version say the same, also where they were read twice.
+            name = (ask.rules.campaign_id, id(ask.scorer))
+            group = groups.get(name)
             if group is None:
                 entry = entries.get(ask.rules.campaign_id)
                 group = Group(ask.scorer, ask.rules, entry, self.now(ask.scorer))
-                groups[id(ask.rules)] = group
+                groups[name] = group
             group.asks.append(k)
         return list(groups.values())
 
-    def _look(self, connection: Connection, group: Group, asks: Sequence[Ask]) -> None:
-        """What the log knows of everyone in the group."""
-        self.look(connection, group, dict.fromkeys(i for k in group.asks for i in asks[k].ids))
+    def _look(
+        self,
+        connection: Connection,
+        group: Group,
+        asks: Sequence[Ask],
+        taken: dict[tuple[str, str], Group],
+    ) -> None:
+        """What the log knows of everyone in the group whom no other group has taken; while models
+        are swapped, two scorers are asked about one campaign."""
+        campaign = group.rules.campaign_id
+        for customer in dict.fromkeys(i for k in group.asks for i in asks[k].ids):
+            owner = taken.setdefault((campaign, customer), group)
+            if owner is not group:
+                group.twins[customer] = owner
+        everyone = dict.fromkeys(i for k in group.asks for i in asks[k].ids)
+        self.look(connection, group, [i for i in everyone if i not in group.twins])
         self._hear(group, asks)
 
     def _hear(self, group: Group, asks: Sequence[Ask]) -> None:
@@ -303,37 +327,39 @@ class Desk:
         rows: Sequence[tuple[Group, Mapping[str, Any]]],
         lost: set[str],
     ) -> None:
-        """Read the decisions that other processes made first."""
+        """Read the decisions that other processes made first. Raises RulesOutdated where one has
+        gone in the meantime: then nothing is kept, and the whole is tried again."""
         late: dict[int, tuple[Group, list[str]]] = {}
         for group, row in rows:
             if row["decision_id"] in lost:
                 late.setdefault(id(group), (group, []))[1].append(row["customer_id"])
         for group, customers in late.values():
             window = group.rules.window_at(group.now)
-            group.known.update(
-                self.store.sticky(connection, group.rules.campaign_id, window, customers)
-            )
+            found = self.store.sticky(connection, group.rules.campaign_id, window, customers)
+            if len(found) < len(customers):
+                raise RulesOutdated
+            group.known.update(found)
 
     def _render(self, group: Group, ask: Ask) -> tuple[bytes, str, dict[str, int]]:
         """The body, what to keep for a replay, and the reasons."""
-        place = {customer: i for i, customer in enumerate(group.fresh)}
         items, ids, hits = [], [], []
         reasons: dict[str, int] = {}
         unread = _unread(group.rules, ask.customers)
         closed = group.rules.closed(group.now, group.active)
         for index, customer in enumerate(ask.customers):
-            stored = group.known.get(customer.customer_id)
+            owner = group.twins.get(customer.customer_id, group)
+            stored = owner.known.get(customer.customer_id)
             if stored is not None:
                 hits.append(index)
                 ids.append(stored.decision_id)
-                why = self._withheld(group, stored, customer, closed)
+                why = self._withheld(owner, stored, customer, closed)
                 item = restored(stored, index, customer.customer_id, why, True)
             else:
-                i = place[customer.customer_id]
-                assert group.made is not None
-                decision_id = None if ask.dry_run else group.ids[i]
-                ids.append(group.ids[i])
-                item = group.made.items[i]
+                i = owner.place[customer.customer_id]
+                assert owner.made is not None
+                decision_id = None if ask.dry_run else owner.ids[i]
+                ids.append(owner.ids[i])
+                item = owner.made.items[i]
                 item = msgspec.structs.replace(item, index=index, decision_id=decision_id)
             if index in unread:
                 item = msgspec.structs.replace(item, warnings=[*item.warnings, "context_ignored"])

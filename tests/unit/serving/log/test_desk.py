@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import httpx
 import pytest
 from sqlalchemy import func, select, update
 
+from serving.desk import Answer, Ask
 from serving.log.engine import Log
 from serving.log.schema import campaign_budget, decisions, metadata
+from serving.schemas import CustomerRequest
 from tests.unit.serving.answering import JSON, Client, asked, post, serving
 from tests.unit.serving.small_shop import Shop
 from uplift.policy import STICKY
@@ -174,6 +177,38 @@ def test_near_the_cap_what_fits_is_offered_and_no_more(client: Client) -> None:
     again = decided(client, *(r.customer_id for r in lost))
     assert {d["reason"] for d in again} <= {"budget_exhausted", "best_net_value", "exploration"}
     assert spent <= budget(log).committed_micros <= cap
+
+
+def test_two_scorers_asked_at_once_never_tell_an_offer_that_is_not_stored(client: Client) -> None:
+    """While a model is swapped, one transaction answers for the old and the new one."""
+    service, scorer = client.service, client.scorer
+    log = service.log
+    with log.write() as connection:
+        connection.execute(update(campaign_budget).values(cap_micros=20_000_000))
+    rules = asyncio.run(service.rules(scorer, "spring"))
+    other = replace(scorer)
+    # Read twice, as when many first requests come at once; and of another scorer.
+    kinds = [(scorer, rules), (scorer, replace(rules)), (other, replace(rules))]
+    asks = [
+        Ask(who, by, [CustomerRequest(i) for i in ALL[k * 20 : 200 + k * 20]], f"r{k}", False)
+        for k, (who, by) in enumerate(kinds)
+    ]
+    with log.write() as connection:
+        answers = service._writing.answer(connection, asks)
+    told: dict[str, set[tuple[str, str, str]]] = {}
+    for answer in answers:
+        assert isinstance(answer, Answer)
+        for d in json.loads(answer.body)["decisions"]:
+            said = (d["decision_id"], d["action"], d["reason"])
+            told.setdefault(d["customer_id"], set()).add(said)
+    assert all(len(said) == 1 for said in told.values())
+    stored = {r.decision_id: (r.action, r.reason) for r in rows(log)}
+    found = {one[0]: one[1:] for said in told.values() for one in said}
+    assert {name: stored[name] for name in found} == found
+    assert len(stored) == len(found) == 240
+    assert "budget_exhausted" in {reason for _, reason in found.values()}
+    held = rows(log, func.sum(decisions.c.reserved_micros))[0][0]
+    assert budget(log).committed_micros == held <= 20_000_000
 
 
 def test_pausing_stops_offers_also_those_that_stand_and_that_are_replayed(client: Client) -> None:
