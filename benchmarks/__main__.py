@@ -22,6 +22,7 @@ SUITES = {
     "experiments": "policies on real experiments, beside simple ones and causalml's (--data)",
     "scoring": "from 60 features to a decisions file, beside plain LightGBM (--full: a million)",
     "scale": "the learners and their evaluation on 60 features and five arms (--full: a million)",
+    "audiences": "audience jobs end to end: scores, dry run, stored (--full: a million customers)",
     "decisions": "the true value of decisions on the simulated shop (after make train)",
 }
 
