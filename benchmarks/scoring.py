@@ -82,14 +82,16 @@ def configuration(folder: Path, customers: int) -> Config:
     return load_config(str(path), [])
 
 
-def make_bundle(folder: Path) -> ScoringBundle:
-    """An ensemble, cost and response models of an experiment, saved below a folder."""
-    data = experiment(LEARNED)
+def make_bundle(folder: Path, rows: int | None = None) -> ScoringBundle:
+    """An ensemble, cost and response models of an experiment of so many rows (default: LEARNED),
+    saved below a folder."""
+    learned = rows or LEARNED
+    data = experiment(learned)
     rng = np.random.default_rng(SEED)
-    redeemed = rng.random(LEARNED) < 1 / (1 + np.exp(1 - data.X[:, 0]))
+    redeemed = rng.random(learned) < 1 / (1 + np.exp(1 - data.X[:, 0]))
     data = replace(data, cost=np.where(data.arm > 0, CONTACT + OFF * redeemed, 0.0))
     settings = Settings(
-        seed=SEED, threads=0, min_child_samples=max(20, LEARNED // LEAVES_OF_ROWS), **TREES
+        seed=SEED, threads=0, min_child_samples=max(20, learned // LEAVES_OF_ROWS), **TREES
     )
     fold = draw_folds(data.cluster, data.arm, FOLDS, rng)
     binned = Binned(data.X, data.schema.categorical, settings.threads)

