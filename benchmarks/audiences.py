@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sqlalchemy.engine import Connection
 
 from benchmarks import scoring
 from benchmarks.report import Options, apart, peak_memory, text_table
 from benchmarks.scale import ARMS, SEED
-from serving.audiences import Audience
+from serving.audiences import Audience, Planned
 from serving.jobs import Worker, current_scorer
 from serving.jobs_files import results_home
 from serving.load import LoadedModel, write_atomically
@@ -122,9 +123,9 @@ def do(folder: Path, customers: int, way: str) -> dict[str, Any]:
     marks: list[float] = []
     whole = Audience.plan
 
-    def plan(self: Audience, *given: Any) -> Any:
+    def plan(self: Audience, connection: Connection) -> Planned:
         marks.append(time.process_time())
-        found = whole(self, *given)
+        found = whole(self, connection)
         marks.append(time.process_time())
         return found
 
