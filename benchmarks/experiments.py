@@ -34,7 +34,7 @@ from uplift.data import (
     draw_folds,
 )
 from uplift.errors import DesignError
-from uplift.learners import Fitted, make_learner
+from uplift.learners import LEARNERS, Fitted, make_learner
 from uplift.nuisances import Problem, doubly_robust, prepare, realised
 from uplift.scores import ScoreMatrix
 
@@ -157,7 +157,7 @@ def half(data: TrainingSet, wide: Float32Array, number: int) -> dict[str, float]
     gamma = doubly_robust(means, realised(test.assignment, test.arm), test.arm, test.y)
     matrix = ScoreMatrix(gamma, test.cluster)
     fitted: dict[str, Fitted] = {}
-    for name in OURS:
+    for name in [name for name in OURS if problem.kind in LEARNERS[name].outcomes]:
         fitted[name] = make_learner(name, fitted).fit(problem)
     effects = {name: one.model.predict(test.X, SETTINGS.threads) for name, one in fitted.items()}
     narrow = train.assignment[:1]
@@ -261,7 +261,8 @@ def _table(experiment: Experiment, outcome: str, options: Options) -> str:
 def report(experiment: Experiment, outcome: str, halves: Sequence[Mapping[str, float]]) -> str:
     """Values per 1,000 held-out customers, and how far every policy is from the two simple ones."""
     share = SHARES[-1]
-    names = [*RIVALS, None, "selected", *OURS, None, *(f"causalml {p}" for p in peers.CAUSALML)]
+    fitted = [name for name in OURS if f"{name} @ {share}" in halves[0]]
+    names = [*RIVALS, None, "selected", *fitted, None, *(f"causalml {p}" for p in peers.CAUSALML)]
     table: list[list[str] | None] = []
     for name in names:
         if name is None:

@@ -51,7 +51,7 @@ WORLDS = {
 }
 SAME_FOLDS = "dense"
 FIVE = ("s", "t", "x", "r", "dr")
-OURS = (*FIVE, "proportional", "ensemble")
+OURS = (*FIVE, "proportional", "two_part", "ensemble")
 # Written out for everybody. Ours may stop before the last tree, where held-out rows say so.
 SETTINGS = Settings(
     rounds=100,

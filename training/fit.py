@@ -112,14 +112,14 @@ def fit_models(
         )
     )
     began = time.monotonic()
-    names = learner_names(config, outcome.binary)
+    names = learner_names(config, outcome)
     outcome, trials = tune(outcome, names, config.training.tuning, config.training.seed, progress)
     if trials is not None:
         seconds["tuning"] = time.monotonic() - began
     money = outcome if same else money
     learners: dict[str, Fitted] = {}
     # What combines others comes after them.
-    for name in sorted(names, key=lambda name: LEARNERS[name].combines):
+    for name in sorted(names, key=lambda name: make_learner(name).combines):
         learners[name] = with_clock(name, partial(make_learner(name, learners).fit, outcome))
     joining = [fitted for name, fitted in learners.items() if LEARNERS[name].joins]
     if len(joining) > 1 and not any(LEARNERS[name].combines for name in learners):
@@ -144,14 +144,13 @@ def fit_models(
     )
 
 
-def learner_names(config: Config, binary: bool) -> list[str]:
+def learner_names(config: Config, problem: Problem) -> list[str]:
     """The learners to fit. Who names one gets it or is told why not; of those that nobody named,
     the ones that learn no such outcome are left out."""
     names = config.training.learners
     if "learners" in config.training.model_fields_set:
         return names
-    kind = "binary" if binary else "money"
-    return [name for name in names if kind in make_learner(name).outcomes]
+    return [name for name in names if problem.kind in LEARNERS[name].outcomes]
 
 
 def average(learners: list[Fitted]) -> Fitted:

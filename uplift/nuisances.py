@@ -61,6 +61,11 @@ class Problem:
     def folds(self) -> int:
         return len(self.arm_means)
 
+    @property
+    def kind(self) -> str:
+        """Of the outcome, as learners declare what they learn: binary or money."""
+        return "binary" if self.binary else "money"
+
     def contrast(self, k: int) -> tuple[IntArray, FloatArray, FloatArray]:
         """Rows where arm k could be drawn, their Gam_k - Gam_0, and the rows' weights times the
         inverse variance 1 / (1/e_k + 1/e_0), scaled to the sum of the rows' weights."""

@@ -60,11 +60,10 @@ class Learner(ABC):
     def fit(self, problem: Problem) -> Fitted:
         """Cross-fit. Raises DesignError for an arm without rows, and for an outcome or constraints
         that it cannot learn."""
-        kind = "binary" if problem.binary else "money"
-        if kind not in self.outcomes:
+        if problem.kind not in self.outcomes:
             raise DesignError(
                 f"learner {self.name} learns {', '.join(sorted(self.outcomes))} outcomes, "
-                f"found a {kind} one. Leave it out of training.learners."
+                f"found a {problem.kind} one. Leave it out of training.learners."
             )
         if problem.monotone and "monotone" in self.cannot:
             raise DesignError(

@@ -75,7 +75,7 @@ class Ensemble(Learner):
             name
             for name in MEMBERS
             if not (problem.monotone and "monotone" in LEARNERS[name].cannot)
-            and ("binary" if problem.binary else "money") in LEARNERS[name].outcomes
+            and problem.kind in LEARNERS[name].outcomes
         ]
         return known or [LEARNERS[name]().fit(problem) for name in able]
 

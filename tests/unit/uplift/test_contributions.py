@@ -17,7 +17,7 @@ from uplift.bundle import ScoringBundle
 from uplift.calibration import ArmCalibration, Calibration
 from uplift.contributions import Explainer
 from uplift.data import Float32Array, FloatArray, Schema
-from uplift.effects import BoosterTerm, EffectModel
+from uplift.effects import BoosterTerm, EffectModel, ProductTerm
 from uplift.errors import DesignError
 
 
@@ -131,6 +131,34 @@ def test_probabilities_share_their_difference_in_proportion() -> None:
     ratio = values / np.where(raw == 0, 1, raw)
     spread = np.where(raw == 0, np.nan, ratio)
     assert np.nanmax(spread, axis=1) == pytest.approx(np.nanmin(spread, axis=1))
+
+
+def test_a_product_credits_both_factors() -> None:
+    """(2 + p) times (1 - 3 q): the Shapley values of the two factors, shared as each factor shares
+    its own; a factor that never moves weighs the other alone."""
+    (p, X), (q, _) = boosted(4), boosted(5, binary=True)
+    one = EffectModel(np.array([2.0]), ((p, np.array([1.0])),))
+    other = EffectModel(np.array([1.0]), ((q, np.array([-3.0])),))
+    first = np.ones(len(X), dtype=int)
+
+    def explained(left: EffectModel, right: EffectModel) -> tuple[FloatArray, FloatArray]:
+        product = ((ProductTerm(left, right), np.ones(1)),)
+        return Explainer(EffectModel(np.zeros(1), product)).contributions(X, first)
+
+    values, base = explained(one, other)
+    product = one.predict(X, 1)[:, 0] * other.predict(X, 1)[:, 0]
+    assert values.sum(axis=1) + base == pytest.approx(product, abs=1e-9)
+    (of_one, start), (of_other, also) = (
+        Explainer(model).contributions(X, first) for model in (one, other)
+    )
+    assert base == pytest.approx(start * also)
+    ends = start + of_one.sum(axis=1), also + of_other.sum(axis=1)
+    expected = (
+        of_one * ((also + ends[1]) / 2)[:, None] + of_other * ((start + ends[0]) / 2)[:, None]
+    )
+    assert values == pytest.approx(expected, abs=1e-9)
+    still, _ = explained(one, EffectModel(np.array([-2.0])))
+    assert still == pytest.approx(-2 * of_one)
 
 
 def test_a_forest_credits_the_features_of_the_path() -> None:

@@ -10,7 +10,7 @@ from uplift.boosting import Settings
 from uplift.data import FloatArray
 from uplift.effects import EffectModel
 from uplift.learners import Fitted, make_learner
-from uplift.learners.ensemble import held_out_weights, variance_of_a_share
+from uplift.learners.ensemble import held_out_weights, near_the_best, variance_of_a_share
 from uplift.nuisances import Problem
 
 SETTINGS = Settings(rounds=20, learning_rate=0.1, num_leaves=4, min_child_samples=50, threads=1)
@@ -106,3 +106,20 @@ def test_a_learner_that_does_not_join_is_left_out() -> None:
     with_forest = {**alone, "causalml_forest": member("causalml_forest", tau, 50.0)}
     one, two = (make_learner("ensemble", others).fit(made) for others in (alone, with_forest))
     assert np.array_equal(one.model.constant, two.model.constant)
+
+
+def test_only_those_near_the_least_loss_share_the_start() -> None:
+    rng = np.random.default_rng(8)
+    n = 2_000
+    common = rng.exponential(size=n)  # paired: what all share does not blur the difference
+    own = 0.05 * rng.standard_normal((n, 3))
+    losses = common[:, None] + own + np.array([0.0, 0.0005, 0.01])
+    one, each = np.ones(n), np.arange(n)
+    assert near_the_best(losses, one, each).tolist() == [0.5, 0.5, 0.0]
+    assert near_the_best(np.tile(common[:, None], 4), one, each).tolist() == [0.25] * 4
+    # Rows that weigh nearly nothing have no say.
+    light = np.where(np.arange(n) < n // 2, 1.0, 1e-9)
+    bad_late = np.where(np.arange(n) < n // 2, 0.0, 1.0)
+    turned = np.column_stack([common + bad_late, common + 0.01])
+    assert near_the_best(turned, light, each).tolist() == [1.0, 0.0]
+    assert near_the_best(turned, one, each).tolist() == [0.0, 1.0]
