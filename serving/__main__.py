@@ -1,5 +1,5 @@
-"""Commands of the scorer: `api`, `score`, `plan`, `check`, `snapshot`, `explain`, `migrate`,
-`keys`, `export`, `openapi`.
+"""Commands of the scorer: `api`, `jobs`, `score`, `plan`, `check`, `snapshot`, `explain`,
+`migrate`, `keys`, `export`, `openapi`.
 
 Exit code 0: done; 2: bad input or configuration, with one message; 1: a defect.
 """

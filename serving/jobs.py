@@ -61,6 +61,8 @@ AGAIN_SECONDS = 5.0
 BREATH_SECONDS = 0.05
 TRIES = 5
 log = logging.getLogger("serving.jobs")
+# One line of JSON for each job, as of requests.
+lines = logging.getLogger("serving.jobs.done")
 
 
 class Lost(Exception):
@@ -169,7 +171,7 @@ class Worker:
             "error": error,
             "seconds": round(time.monotonic() - began, 2),
         }
-        log.info(json.dumps(line))
+        lines.info(json.dumps(line))
         return True
 
     def _tidy(self) -> None:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 
 from features.config import Config
-from serving.jobs import AGAIN_SECONDS, LOOK_SECONDS, Worker, current_scorer
+from serving.jobs import AGAIN_SECONDS, LOOK_SECONDS, Worker, current_scorer, lines
 from serving.log.engine import LogUnavailable, log_url, open_log
 from serving.log.jobs import Jobs
 from serving.metrics import FOLDER
@@ -46,6 +46,10 @@ def work(
     """
     salt = load_salt(simulated=config.source.kind == "simulated")
     service = open_service(config, salt)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    lines.addHandler(handler)
+    lines.propagate = False
     scorer, stopping = current_scorer(config, salt), _asked_to_stop(parent)
     Worker(service.log, scorer, owner=owner, stopping=stopping).run(idle)
     service.close()

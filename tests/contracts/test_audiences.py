@@ -305,7 +305,7 @@ def test_every_address_asks_for_the_scope(client: Client) -> None:
 def test_no_log_line_names_a_customer(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         job_id = jobs.done(client, client.folder)
-    line = json.loads(next(r.message for r in caplog.records if r.name == "serving.jobs"))
+    line = json.loads(next(r.message for r in caplog.records if r.name == "serving.jobs.done"))
     assert (line["job_id"], line["state"], line["attempt"]) == (job_id, "succeeded", 1)
     assert not any(f"c-{i:03d}" in caplog.text for i in range(300))
     metrics = client.get("/metrics").text

@@ -238,7 +238,35 @@ def test_pieces_of_a_coupon_are_not_handed_out_twice(shop: Shop, tmp_path: Path)
         spent(client)
 
 
+def test_the_worst_case_is_reserved_where_a_cap_must_hold_to_the_cent(client: Client) -> None:
+    put(client, budget={"cap_micros": 100_000_000, "mode": "worst_case"})
+    found = jobs.rows(client, jobs.done(client, client.folder, "solo"))
+    # 5 off and 0.02 for the contact, each: 19 of them fit into 100.
+    assert sum(row["action"] == "offer" for row in found) == 19
+    assert spent(client, "solo") == 19 * 5_020_000
+
+
+def test_a_safety_factor_is_reserved_on_top_of_what_is_expected(client: Client) -> None:
+    cap = 60_000_000
+    put(client, budget={"cap_micros": cap, "safety_factor": 1.25})
+    found = jobs.rows(client, jobs.done(client, client.folder, "solo"))
+    offers = [row["expected_cost_micros"] for row in found if row["action"] == "offer"]
+    assert 0.93 * cap < spent(client, "solo") <= cap
+    assert 0 <= spent(client, "solo") - 1.25 * sum(offers) <= len(offers) * 2
+
+
 # What the log knows
+
+
+def test_offers_of_other_campaigns_count_against_caps(client: Client) -> None:
+    first = {r["customer_id"]: r for r in jobs.rows(client, jobs.done(client, client.folder))}
+    put(client, contact_caps=[{"max": 1, "days": 7}])
+    found = jobs.rows(client, jobs.done(client, client.folder, "solo"))
+    for row in found:
+        if first[row["customer_id"]]["action"] == "offer":
+            assert row["reason"] == "contact_cap"
+            assert row["retry_at"] == "2026-01-08T00:00:00Z"
+    assert any(row["action"] == "offer" for row in found)
 
 
 def test_a_paused_campaign_offers_nothing(client: Client) -> None:
