@@ -22,6 +22,7 @@ SUITES = {
     "experiments": "policies on real experiments, beside simple ones and causalml's (--data)",
     "scoring": "from 60 features to a decisions file, beside plain LightGBM (--full: a million)",
     "scale": "the learners and their evaluation on 60 features and five arms (--full: a million)",
+    "serving": "the server under load, beside a bare route and MLflow's own (--full: a soak too)",
     "audiences": "audience jobs end to end: scores, dry run, stored (--full: a million customers)",
     "decisions": "the true value of decisions on the simulated shop (after make train)",
 }
@@ -40,14 +41,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--full",
         action="store_true",
-        help="features: 10 million lines; learners: 200,000 rows; scale, scoring: a million",
+        help="features: 10 million lines; learners: 200,000 rows; scale, scoring, serving: a "
+        "million",
     )
     parser.add_argument(
         "--rows",
         type=int,
         default=0,
-        help="learners, scale: rows to learn from; scoring: customers; features --full: a further "
-        "number of lines",
+        help="learners, scale: rows to learn from; scoring, serving: customers; features --full: "
+        "a further number of lines",
     )
     parser.add_argument(
         "--repeats", type=int, default=0, help="learners: seeds; experiments: random halves"

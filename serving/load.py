@@ -77,7 +77,8 @@ class MlflowRegistry:
             raise RegistryUnreachable(type(error).__name__) from error
         except Exception as error:
             raise RegistryUnreachable(type(error).__name__) from error
-        at = datetime.fromtimestamp(found.creation_timestamp / 1000, UTC)
+        made = found.creation_timestamp
+        at = None if made is None else datetime.fromtimestamp(made / 1000, UTC)
         return Registered(str(found.version), found.tags.get(SHA256_TAG), at)
 
     def download(self, name: str, version: str, into: Path) -> Path:

@@ -70,6 +70,8 @@ class Service:
         self.reader: GroupThread[Ask | Change] = GroupThread("log-reader", self._read)
         self._rules: dict[str, Rules] = {}
         self._owners: dict[str, Scorer] = {}
+        self._reading_rules: dict[tuple[object, str, int], asyncio.Future[Rules]] = {}
+        """Rules that are being read at this moment, by event loop, campaign and scorer."""
         self._keys: Mapping[str, Key] = {}
         self._keys_until = -1.0
         self._health: tuple[float, bool] = (-1.0, True)
@@ -134,6 +136,16 @@ class Service:
         rules = self._rules.get(campaign_id)
         if rules is not None and self._owners.get(campaign_id) is scorer:
             return rules
+        # Pricing takes a moment: of all who wait for the same rules one reads them.
+        name = (asyncio.get_running_loop(), campaign_id, id(scorer))
+        reading = self._reading_rules.get(name)
+        if reading is None:
+            reading = asyncio.ensure_future(self._read_rules(scorer, campaign_id))
+            self._reading_rules[name] = reading
+            reading.add_done_callback(lambda _: self._reading_rules.pop(name, None))
+        return await asyncio.shield(reading)
+
+    async def _read_rules(self, scorer: Scorer, campaign_id: str) -> Rules:
         if campaign_id == scorer.campaign.campaign_id:
             try:
                 entry = await self.look(lambda c: self.campaigns.get(c, campaign_id))

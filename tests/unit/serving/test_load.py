@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from features.errors import ConfigError
-from serving.load import MlflowRegistry, Registered, RegistryUnreachable, resolve
+from serving.load import MlflowRegistry, Registered, RegistryUnreachable, current_model, resolve
 from tests.unit.serving.small_shop import Shop
 from uplift.errors import BundleError
 
@@ -130,3 +131,7 @@ def test_a_model_of_an_mlflow_registry(shop: Shop, shelf: Shelf, tmp_path: Path)
     finally:
         mlflow.set_tracking_uri(before)
     assert (model.version, model.sha256, model.degraded) == ("1", shop.model.sha256, ())
+    # How old the model is goes by its registration, also for a server that asks the disk alone.
+    assert model.registered_at is not None
+    assert abs(datetime.now(UTC) - model.registered_at) < timedelta(hours=1)
+    assert current_model(shop.config, tmp_path / "data").registered_at == model.registered_at

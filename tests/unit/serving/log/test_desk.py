@@ -14,6 +14,7 @@ import httpx
 import pytest
 from sqlalchemy import func, select, update
 
+from serving.campaign_rules import rules_of_entry
 from serving.desk import Answer, Ask
 from serving.log.engine import Log
 from serving.log.schema import campaign_budget, decisions, metadata
@@ -177,6 +178,29 @@ def test_near_the_cap_what_fits_is_offered_and_no_more(client: Client) -> None:
     again = decided(client, *(r.customer_id for r in lost))
     assert {d["reason"] for d in again} <= {"budget_exhausted", "best_net_value", "exploration"}
     assert spent <= budget(log).committed_micros <= cap
+
+
+def test_many_first_requests_read_the_rules_once(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def reading(scorer: Any, entry: Any) -> Any:
+        read.append(entry.campaign_id)
+        return rules_of_entry(scorer, entry)
+
+    monkeypatch.setattr("serving.service.rules_of_entry", reading)
+
+    async def send() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(client.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as many:
+            known = [many.post("/v1/decisions", json=asked(i)) for i in ALL[:30]]
+            unknown = many.post("/v1/decisions", json=asked("c-1", campaign="x"))
+            return await asyncio.gather(*known, unknown)
+
+    statuses = [answer.status_code for answer in asyncio.run(send())]
+    assert statuses == [200] * 30 + [404]
+    assert read == ["spring"]
 
 
 def test_two_scorers_asked_at_once_never_tell_an_offer_that_is_not_stored(client: Client) -> None:
