@@ -22,8 +22,8 @@ DOCUMENT = json.loads((Path(__file__).parents[2] / "docs" / "openapi.json").read
 # its coupons, features and times are to make sense to this server; 3.0 is no integer ("type").
 UNSAID = {"precondition_required", "key_reused", "bad_cursor", "changed", "duplicate", "type"}
 PLACES = (
-    "#/coupons", "#/currency", "#/eligibility", "#/ends_at", "#/starts_at", "#/time_zone",
-    "#/from", "#/to", "#/filter",
+    "#/coupons", "#/currency", "#/default_coupon", "#/eligibility", "#/ends_at", "#/starts_at",
+    "#/time_zone", "#/from", "#/to", "#/filter",
 )  # fmt: skip
 OPERATIONS = [
     (method.upper(), path)
