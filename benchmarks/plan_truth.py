@@ -7,6 +7,7 @@ says the policy gains, against what the policy truly gains and how far that is a
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from benchmarks.report import text_table
+from benchmarks.report import WIDTH, text_table
 from uplift.allocation import allocate
 from uplift.evaluation import Predictions, Scored
 from uplift.plan_report import SHOWN, nearest
@@ -134,15 +135,18 @@ def cost_table(lines: list[CostLine], currency: str) -> str:
         for line in lines
     ]
     missed = [line.coupon for line in lines if abs(line.ratio.value - 1) > CLOSE]
-    told = f"all within {CLOSE:.0%}" if not missed else f"not within {CLOSE:.0%}: {missed}"
+    told = (
+        f"all within {CLOSE:.0%}" if not missed else f"not within {CLOSE:.0%}: {', '.join(missed)}"
+    )
     return text_table(
         f"Expected cost of each coupon for every held-out exposure, {currency} per {PER:,}",
         ["coupon", "expected", "true", "expected / true, 95%", "paid / expected, 95%"],
         rows,
-        [
-            f"Expected over true total: {told}. Its interval is the noise of what was paid for the",
+        textwrap.wrap(
+            f"Expected over true total: {told}. Its interval is the noise of what was paid for the "
             "training rows; that of paid over expected holds the held-out rows' own noise as well.",
-        ],
+            WIDTH,
+        ),
     )
 
 
@@ -164,9 +168,10 @@ def plan_table(lines: list[PlanLine], currency: str) -> str:
         ]
         for line in lines
     ]
-    ahead = [
-        [name, *(told(line.true.ahead[name]) for line in lines)] for name in lines[0].true.ahead
-    ]
+    ahead: list[list[str] | None] = []
+    for name in lines[0].true.ahead:
+        ahead += [None] if ahead else []
+        ahead += [[name, f"{line.share:.0%}", told(line.true.ahead[name])] for line in lines]
     return "\n\n".join(
         [
             text_table(
@@ -177,7 +182,7 @@ def plan_table(lines: list[PlanLine], currency: str) -> str:
             ),
             text_table(
                 "True gain less that of each rival; true cost is charged at the shadow price; 95%",
-                ["ahead of", *(f"at {line.share:.0%}" for line in lines)],
+                ["ahead of", "budget", "by"],
                 ahead,
             ),
         ]

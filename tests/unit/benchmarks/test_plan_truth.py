@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,9 @@ def test_costs_of_all_and_of_those_who_had_the_coupon() -> None:
     assert b.paid.value == pytest.approx(had["paid"].sum() / had["cost|b"].sum())
     assert b.paid.lo < 1 / 1.2 < b.paid.hi < 1
     text = cost_table([a, b], "EUR")
-    assert "not within 5%: ['b']" in text
+    assert "not within 5%: b." in text
+    many = cost_table([a, *(replace(b, coupon=f"coupon_number_{i}") for i in range(20))], "EUR")
+    assert max(len(line) for line in many.splitlines()) <= WIDTH
     assert "all within 5%" in cost_table([a], "EUR")
     assert max(len(line) for line in text.splitlines()) <= WIDTH
 
@@ -100,6 +103,9 @@ def test_the_plan_beside_the_truth() -> None:
     text = plan_table(lines, "EUR")
     assert max(len(line) for line in text.splitlines()) <= WIDTH
     assert f"{full.true.gain.value * 1000:.1f}" in text
+    # A shop of large amounts fits as well.
+    wide = plan_table(plan_lines(frame, 1e4 * tau, 1e3 * cost, report), "EUR")
+    assert max(len(line) for line in wide.splitlines()) <= WIDTH
 
 
 def test_a_policy_that_sends_nothing_has_no_plan() -> None:
