@@ -12,7 +12,7 @@ import hmac
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -29,6 +29,7 @@ from serving.log.campaigns import Entry
 from serving.rules import Rules
 from serving.scorer import Scorer
 from uplift.allocation import of_arm
+from uplift.data import BoolArray, FloatArray
 from uplift.limits import Limit
 from uplift.policy import Decisions, decide
 
@@ -77,6 +78,18 @@ def chunks(rows: Rows, size: int = CHUNK) -> Iterator[Rows]:
         yield rows[start : start + size]
 
 
+class _Competing(NamedTuple):
+    """What the allocation needs of n customers: positions, (n, K) worth and reserved cost in
+    millionths, arms that are left, reasons before the draw; (K,) arms that the campaign has."""
+
+    rows: Rows
+    worth: FloatArray
+    reserve: FloatArray
+    eligible: BoolArray
+    reason: npt.NDArray[np.object_]
+    offered: BoolArray
+
+
 @dataclass(frozen=True)
 class Planned:
     """What everyone of an audience gets who had no standing decision: their positions in the
@@ -97,7 +110,7 @@ class Audience:
     ) -> None:
         self.desk, self.scorer, self.rules, self.entry = desk, scorer, rules, entry
         self.now, self._job_id = now, job_id
-        self._found: list[Judged] = []
+        self._found: list[_Competing] = []
 
     def customers(self, rows: Rows) -> list[str]:
         """Ids of these positions."""
@@ -109,8 +122,22 @@ class Audience:
     def add(self, connection: Connection, rows: Rows) -> None:
         """Take customers into the plan, but for those who have a decision or were erased."""
         group, _ = self._looked(connection, rows)
-        if group.fresh:
-            self._found.append(self._judged(group, self.entry.budget.left))
+        if not group.fresh:
+            return
+        found = self._judged(group, self.entry.budget.left)
+        worth = self.rules.campaign.worth(found.reward)
+        if found.toll is not None:
+            worth = worth - found.toll
+        self._found.append(
+            _Competing(
+                found.rows,
+                worth * MICROS,
+                found.reserve.astype(np.float64),
+                found.eligible,
+                found.reason,
+                found.offered,
+            )
+        )
 
     def plan(self, connection: Connection) -> Planned:
         """Allocate what is left of budget and stock, by net value per cost, among all that were
@@ -124,17 +151,12 @@ class Audience:
         if not found:
             nobody = np.zeros(0, dtype=np.int64)
             return Planned(nobody, self._nothing())
-        rows = np.concatenate([one.rows for one in found])
-        worth = np.concatenate([campaign.worth(one.reward) for one in found]) * MICROS
-        if found[0].toll is not None:
-            worth -= np.concatenate([one.toll for one in found if one.toll is not None]) * MICROS
-        reserve = np.concatenate([one.reserve for one in found]).astype(np.float64)
-        eligible = np.concatenate([one.eligible for one in found])
-        reasons = np.concatenate([one.reason for one in found])
         offered = found[0].offered
+        columns = zip(*(one[:-1] for one in found), strict=True)
+        rows, worth, reserve, eligible, reasons = (np.concatenate(each) for each in columns)
+        del found, columns
         pieces = stock.left(self.desk.log, connection, campaign.limited)
         arms = campaign.arms[: worth.shape[1]]
-        found.clear()
         left = self.entry.budget.left
         made = decide(
             self.customers(rows),
