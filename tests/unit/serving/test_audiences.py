@@ -14,6 +14,7 @@ from sqlalchemy import func, select
 from serving.audiences import DECISIONS, Audience
 from serving.jobs import Worker
 from serving.log.campaigns import Campaigns
+from serving.log.engine import LogUnavailable
 from serving.log.schema import campaign_budget, coupon_stock, decisions, metadata
 from serving.resources import CampaignBody
 from serving.service import now_micros
@@ -431,3 +432,36 @@ def test_a_worker_takes_up_the_snapshot_of_today(client: Client, shop: Shop) -> 
     assert worker.run_one()
     found = jobs.state(client, job_id)
     assert (found["state"], found["error"]) == ("failed", "filter")
+
+
+def test_a_log_that_is_full_and_has_room_again_loses_and_doubles_nothing(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = client.service.log
+
+    def limit(pages: int) -> None:
+        with log.writing.connect() as connection:  # the pool gives out one at a time
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+
+    def fill() -> None:
+        with log.read() as connection:
+            limit(int(connection.exec_driver_sql("PRAGMA page_count").scalar_one()))
+
+    calls = during(monkeypatch, fill, after=2)
+    job_id = jobs.queue(client)
+    worker = jobs.worker(client, client.folder, chunk=60)
+    with pytest.raises(LogUnavailable):
+        worker.run_one()
+    assert len(calls) > 2
+    stands = spent(client)
+    assert stands > 0
+    left = jobs.state(client, job_id)
+    assert (left["state"], left["progress"]["rows_done"]) == ("committing", 60 * (len(calls) - 1))
+    assert list((client.folder / "jobs" / "spring").iterdir()) == []
+    limit(2**30)
+    assert worker.run_one()
+    found = jobs.rows(client, job_id)
+    assert (len(found), jobs.state(client, job_id)["attempt"]) == (300, 2)
+    assert spent(client) == sum(row["expected_cost_micros"] for row in found) > stands
+    with log.read() as connection:
+        assert connection.execute(select(func.count()).select_from(decisions)).scalar() == 300
