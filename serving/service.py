@@ -175,10 +175,10 @@ class Service:
         with self.log.write() as connection:
             others = iter([_alone(w, connection) for w in works if not isinstance(w, Ask)])
             answers = iter(self._writing.answer(connection, asks) if asks else [])
-            self._sweep(connection)
         results = [next(answers) if isinstance(work, Ask) else next(others) for work in works]
         self.metrics.commit_seconds.observe(time.perf_counter() - began)
         self.metrics.clock_steps(self._writing.steps_back)
+        self._sweep()
         return results
 
     def _read(self, works: Sequence[Ask | Change]) -> list[Any]:
@@ -194,14 +194,20 @@ class Service:
         found, rest = iter(answers), iter(others)
         return [next(found) if isinstance(work, Ask) else next(rest) for work in works]
 
-    def _sweep(self, connection: Connection) -> None:
-        """Now and then: free what expired offers reserved, forget old requests."""
+    def _sweep(self) -> None:
+        """Now and then: free what expired offers reserved, forget old requests. Apart from the
+        answers, which are stored: they must neither fail with it nor hold locks that it waits for.
+        """
         if time.monotonic() - self._swept < SWEEP_SECONDS:
             return
         self._swept = time.monotonic()
         now = now_micros()
-        ledger.release(connection, now)
-        idempotency.forget(connection, now)
+        try:
+            with self.log.write() as connection:
+                ledger.release(connection, now)
+                idempotency.forget(connection, now)
+        except LogUnavailable as error:
+            log.warning("what expired is released at the next round: %s", error)
 
     # Keys
 

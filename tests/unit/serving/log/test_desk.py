@@ -16,7 +16,7 @@ from sqlalchemy import func, select, update
 
 from serving.campaign_rules import rules_of_entry
 from serving.desk import Answer, Ask
-from serving.log.engine import Log
+from serving.log.engine import Log, LogUnavailable
 from serving.log.schema import campaign_budget, decisions, metadata
 from serving.schemas import CustomerRequest
 from tests.unit.serving.answering import JSON, Client, asked, post, serving
@@ -201,6 +201,29 @@ def test_many_first_requests_read_the_rules_once(
     statuses = [answer.status_code for answer in asyncio.run(send())]
     assert statuses == [200] * 30 + [404]
     assert read == ["spring"]
+
+
+def test_sweeping_releases_what_expired_and_its_failure_fails_nobody(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decided(client, *ALL[:100])
+    log, service = client.service.log, client.service
+    spent = budget(log).committed_micros
+    assert spent > 0
+    with log.write() as connection:
+        connection.execute(update(decisions).values(valid_until=1))
+
+    def fail(*_: object) -> None:
+        raise LogUnavailable("a lock")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("serving.service.ledger.release", fail)
+        service._swept = -1e9
+        decided(client, "c-000")
+        assert budget(log).committed_micros == spent
+    service._swept = -1e9
+    decided(client, "c-000")  # consent refused: it costs nothing
+    assert budget(log).committed_micros == 0
 
 
 def test_two_scorers_asked_at_once_never_tell_an_offer_that_is_not_stored(client: Client) -> None:
