@@ -28,6 +28,8 @@ from serving.startup import open_service
 # A process that has had nothing to do for so long ends.
 IDLE_SECONDS = 60.0
 STOP_SECONDS = 20.0
+# What did not start, as where no model is on this disk, is tried again after so long.
+REFUSED_SECONDS = 60.0
 log = logging.getLogger("serving")
 
 
@@ -116,7 +118,7 @@ class Beside:
                 self._abandon()
                 if code:
                     log.error("the process of the jobs ended with %s", code)
-                    again = time.monotonic() + AGAIN_SECONDS
+                    again = time.monotonic() + (AGAIN_SECONDS if code < 0 else REFUSED_SECONDS)
             if time.monotonic() >= again and self._waiting():
                 self._process = subprocess.Popen(self._command, env=self._environment)
 
