@@ -147,8 +147,8 @@ def rush(folder: Path, url: str, workers: int, clients: int, newcomers: int) -> 
     return told
 
 
-def test_two_workers_and_twenty_clients_share_a_budget(folder: Path, postgres_server: str) -> None:
-    told = rush(folder, new_database(postgres_server), workers=2, clients=20, newcomers=60)
+def test_two_workers_and_forty_clients_share_a_budget(folder: Path, postgres_server: str) -> None:
+    told = rush(folder, new_database(postgres_server), workers=2, clients=40, newcomers=30)
     assert told.reasons["budget_exhausted"] > 0
 
 
