@@ -130,8 +130,8 @@ class Worker:
                 if self.run_one():
                     since = time.monotonic()
                     continue
-            except (LogUnavailable, InputError, UpliftError) as error:
-                log.error("no job can be done: %s", error)
+            except LogUnavailable as error:
+                log.error("the log does not answer: %s", error)
                 pause = AGAIN_SECONDS
             if idle is not None and time.monotonic() - since > idle:
                 return
@@ -140,7 +140,7 @@ class Worker:
     def run_one(self) -> bool:
         """Take up a job, if there is one, and do it; False without one.
 
-        Raises LogUnavailable, and what a model or snapshot that is refused is told with.
+        Raises LogUnavailable.
         """
         if self._dropped is not None:  # while the log was away, it could not be given back
             self._give_back(self._dropped, self._dropped.attempt)
@@ -149,12 +149,15 @@ class Worker:
             if not self.jobs.any_open(connection):
                 return False
             last = Store(self.log).last_decided(connection)
-        self.scorer = renewed(self.scorer, self.root) or self.scorer
+        try:
+            self.scorer = renewed(self.scorer, self.root) or self.scorer
+        except (InputError, UpliftError) as refusal:
+            log.error("a new model or snapshot was refused, the old ones go on: %s", refusal)
+        self._tidy()
         with self.log.write() as connection:
             job = self.jobs.claim(connection, self.owner, self.lease, now_micros())
         if job is None:
             return False
-        self._tidy()
         self._desk = Desk(self.log, last)
         began = time.monotonic()
         try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from serving.log.engine import LogUnavailable
 from serving.log.schema import campaign_budget, coupon_stock, decisions, metadata
 from serving.resources import CampaignBody
 from serving.service import now_micros
+from serving.snapshot import snapshots_folder, write_snapshot
 from tests.unit.serving import jobs
 from tests.unit.serving.answering import JSON, Client, asked, post, serving
 from tests.unit.serving.small_shop import REFUSED, Shop
@@ -465,3 +468,24 @@ def test_a_log_that_is_full_and_has_room_again_loses_and_doubles_nothing(
     assert spent(client) == sum(row["expected_cost_micros"] for row in found) > stands
     with log.read() as connection:
         assert connection.execute(select(func.count()).select_from(decisions)).scalar() == 300
+
+
+def test_a_worker_takes_up_what_is_current_and_goes_on_with_the_old_where_it_is_refused(
+    client: Client, shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = client.folder / "data"
+    shutil.copytree(shop.root / "data", root)
+    home = snapshots_folder(shop.config, root)
+    people = replace(shop.population, consent=np.zeros(len(shop.population), dtype=bool))
+    folder = write_snapshot(people, shop.model, shop.config, client.scorer.salt, root)
+    worker = jobs.worker(client, root)
+    job_id = jobs.queue(client, dry_run=True)
+    assert worker.run_one()
+    told = jobs.manifest(client, job_id)
+    assert (told["snapshot_id"], told["reasons"]) == (folder.name, {"no_consent": 300})
+    (home / "CURRENT").write_text(json.dumps({"snapshot_id": shop.snapshot.snapshot_id}))
+    (home / shop.snapshot.snapshot_id / "consent.npy").write_bytes(b"cut")
+    job_id = jobs.queue(client, dry_run=True)
+    assert worker.run_one()
+    assert jobs.manifest(client, job_id)["snapshot_id"] == folder.name
+    assert "was refused, the old ones go on" in caplog.text
