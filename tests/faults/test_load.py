@@ -26,6 +26,7 @@ from tests.unit.serving.log.conftest import new_database
 IDS = [f"c-{i:03d}" for i in range(300)]
 CAP = 1_000_000_000
 PIECES = 150
+NEWCOMERS = 3000
 # A campaign whose default offer makes demand without end, beside the customers of the shop.
 CAMPAIGN = {
     "name": "Rush",
@@ -60,7 +61,7 @@ async def client_of(url: str, number: int, newcomers: int, told: Told) -> None:
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60, limits=limits) as http:
         for n in range(newcomers // 5):
             customers: list[dict[str, Any]] = [{"customer_id": i} for i in rng.sample(IDS, 3)] + [
-                {"customer_id": f"n-{rng.randrange(10 * newcomers)}", "context": {"consent": True}}
+                {"customer_id": f"n-{rng.randrange(NEWCOMERS)}", "context": {"consent": True}}
                 for _ in range(5)
             ]
             customers = list({c["customer_id"]: c for c in customers}.values())
