@@ -68,6 +68,17 @@ def test_a_cost_of_every_contact_is_in_the_effect() -> None:
     assert means[1] - means[0] == pytest.approx(-0.4, abs=0.05)
 
 
+def test_it_suits_outcomes_that_are_mostly_nothing() -> None:
+    data, _ = zeros(2_000, 8)
+    assert TwoPartLearner.suits(problem_of(data, SETTINGS, 2))
+    often = replace(data, y=np.where(data.y > 0, data.y, 20.0), converted=np.ones(len(data)))
+    assert not TwoPartLearner.suits(problem_of(often, SETTINGS, 2))
+    moving = replace(data, y=data.y + 5 * np.random.default_rng(9).standard_normal(len(data)))
+    assert not TwoPartLearner.suits(problem_of(moving, SETTINGS, 2))
+    binary = replace(data, y=data.converted)
+    assert not TwoPartLearner.suits(problem_of(binary, SETTINGS, 2))
+
+
 def test_binary_outcomes_are_refused_by_name() -> None:
     made = make_world("binary", 500, np.random.default_rng(7))
     data = training_set(made.X, made.arm, made.y, made.assignment)

@@ -53,6 +53,12 @@ class Learner(ABC):
     def __init__(self, others: Mapping[str, Fitted] | None = None) -> None:
         self.others = dict(others or {})
 
+    @classmethod
+    def suits(cls, problem: Problem) -> bool:
+        """Whether the outcome is of the shape that this learner is made for, so that it is to be
+        believed before others unless held-out rows speak clearly against it."""
+        return False
+
     @abstractmethod
     def cross_fit(self, problem: Problem) -> Models:
         """One model per fold, learned from the rows outside it, and one of all rows."""

@@ -19,6 +19,7 @@ from uplift.learners.base import (
     weighted_mean,
 )
 from uplift.nuisances import Problem
+from uplift.selection import LEVEL
 
 # What is combined where nothing else was fitted.
 MEMBERS = ("s", "t", "x", "r", "dr", "proportional", "two_part")
@@ -34,13 +35,14 @@ class Ensemble(Learner):
         sum over arms k and rows i of (Gam_ik - Gam_i0 - sum_j w_j tau_jk(x_i))^2
                                       / (1 / e_k(x_i) + 1 / e_0(x_i))
 
-    with out-of-fold effects tau_j, drawn towards equal weights c_j for those of the M learners, the
-    constant and no effect whose loss is within one standard error of the least (the rule of Breiman
-    et al. 1984, paired on the same rows), and 0 for the others: + s^2 / v sum_j (w_j - c_j)^2, a
+    with out-of-fold effects tau_j, drawn towards a start c_j: + s^2 / v sum_j (w_j - c_j)^2, a
     ridge with the loss's own noise s^2 and the variance v = (M - 1) / (M^2 (M + 1)) that a weight
-    has where all ways to share 1 among M are alike. Scores are noisy: of few rows the best weights
-    alone are as often wrong as equal ones, and of many rows they are right; so the rows decide how
-    far to go, and who is clearly worse than another is no starting point.
+    has where all ways to share 1 among M are alike. The start is shared equally by the learners
+    that suit the outcome and are not clearly worse than the best (one-sided, LEVEL); without such a
+    one, by those of the learners, the constant and no effect whose loss is within one standard
+    error of the least (the rule of Breiman et al. 1984), both paired on the same rows. Scores are
+    noisy: of few rows the best weights alone are as often wrong as equal ones, and of many rows
+    they are right; so the rows decide how far to go.
 
     What the mixture gains on constant effects is an estimate too: the mixture is shrunk towards the
     (shrunken) average effects by gain^2 / (gain^2 + se^2), the factor with the least squared error
@@ -61,13 +63,15 @@ class Ensemble(Learner):
         effects = np.stack([m.oof for m in members], axis=-1)
         every = [*(m.oof for m in members), np.zeros_like(members[0].oof)]
         losses = np.column_stack([problem.losses(oof) for oof in every])
+        suited = np.array([LEARNERS[m.name].suits(problem) for m in members])
         inside = [problem.fold != f for f in range(problem.folds)]
         everyone = np.ones(len(problem.data), dtype=bool)
         folds = tuple(
-            _combined(problem, effects, losses, part, [m.folds[f] for m in members])
+            _combined(problem, effects, losses, suited, part, [m.folds[f] for m in members])
             for f, part in enumerate(inside)
         )
-        return folds, _combined(problem, effects, losses, everyone, [m.model for m in members])
+        models = [m.model for m in members]
+        return folds, _combined(problem, effects, losses, suited, everyone, models)
 
     def _members(self, problem: Problem) -> list[Fitted]:
         known = [m for name, m in self.others.items() if LEARNERS[name].joins]
@@ -84,11 +88,12 @@ def _combined(
     problem: Problem,
     effects: FloatArray,
     losses: FloatArray,
+    suited: BoolArray,
     part: BoolArray,
     models: Sequence[EffectModel],
 ) -> EffectModel:
     """The models with the weights that the rows of `part` (n,) ask for; effects (n, K, J), losses
-    (n, J + 1), the last of no effect."""
+    (n, J + 1), the last of no effect, suited (J,)."""
     data = problem.data
     members = effects.shape[2]
     gram, target = np.zeros((members + 1, members + 1)), np.zeros(members + 1)
@@ -110,7 +115,8 @@ def _combined(
     flat = np.tile([average.value for average in averages], (len(part), 1))
     of_flat = problem.losses(flat)
     compared = np.column_stack([losses[:, :-1], of_flat, losses[:, -1]])[part]
-    center = near_the_best(compared, data.weight[part], data.cluster[part])[:-1]
+    start = np.append(suited, [False, False])
+    center = starting_shares(compared, start, data.weight[part], data.cluster[part])[:-1]
     weights = held_out_weights(gram + stiff * np.eye(members + 1), target + stiff * center)
     *shares, constant = weights
     gain = of_flat - problem.losses(effects @ shares + constant * flat)
@@ -127,13 +133,18 @@ def _combined(
     )
 
 
-def near_the_best(losses: FloatArray, weight: FloatArray, cluster: IntArray) -> FloatArray:
-    """(J,) equal shares of 1 for the columns of losses (n, J) whose mean is within one clustered
-    standard error of the least one's, of their difference; 0 for the others."""
+def starting_shares(
+    losses: FloatArray, suited: BoolArray, weight: FloatArray, cluster: IntArray
+) -> FloatArray:
+    """(J,) equal shares of 1 for some columns of losses (n, J), 0 for the others: for those that
+    are `suited` (J,) and not clearly above the one with the least mean; without any, for those
+    within one clustered standard error of it, of their difference."""
     best = losses[:, np.argmin(weight @ losses)]
     excess = [weighted_mean(column - best, weight, cluster) for column in losses.T]
-    near = np.array([float(e.value <= e.se) for e in excess])
-    shares: FloatArray = near / near.sum()
+    shared = suited & np.array([e.lower(LEVEL) <= 0 for e in excess])
+    if not shared.any():
+        shared = np.array([e.value <= e.se for e in excess])
+    shares: FloatArray = shared / shared.sum()
     return shares
 
 

@@ -39,6 +39,18 @@ class TwoPartLearner(Learner):
     outcomes = frozenset({"money"})
     cannot = frozenset({"monotone"})
 
+    @classmethod
+    def suits(cls, problem: Problem) -> bool:
+        """Most do not convert, and what happens to them hardly varies within an arm."""
+        if problem.binary:
+            return False
+        apart = problem.data.converted == 0
+        weight = problem.data.weight
+        return bool(weight @ apart > weight.sum() / 2) and all(
+            _is_still(problem, apart & (problem.data.arm == k))
+            for k in range(problem.data.n_arms + 1)
+        )
+
     def cross_fit(self, problem: Problem) -> Models:
         data = problem.data
         chance = prepare(
@@ -120,11 +132,15 @@ def _rests(
     problem: Problem, wide: Binned, k: int, part: BoolArray, means: FloatArray
 ) -> list[Pair]:
     """The same of those who do not convert: the means, unless their outcomes vary."""
-    of_arm = [part & (problem.data.arm == arm) for arm in (0, k)]
-    left = max(_moments(problem, rows)[1] for rows in of_arm)
-    if left > SHARE_OF_VARIANCE * _moments(problem, np.ones_like(part))[1]:
+    if not all(_is_still(problem, part & (problem.data.arm == arm)) for arm in (0, k)):
         return _sides(problem, wide, k, part, np.zeros_like(means))
     return [(EffectModel(mean[[k]]), EffectModel(mean[[0]])) for mean in means]
+
+
+def _is_still(problem: Problem, rows: BoolArray) -> bool:
+    """Whether the outcome of these rows varies so little that their mean says it all."""
+    total = _moments(problem, np.ones_like(rows))[1]
+    return _moments(problem, rows)[1] <= SHARE_OF_VARIANCE * total
 
 
 def _moments(problem: Problem, rows: BoolArray) -> tuple[float, float]:

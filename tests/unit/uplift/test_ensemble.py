@@ -10,7 +10,7 @@ from uplift.boosting import Settings
 from uplift.data import FloatArray
 from uplift.effects import EffectModel
 from uplift.learners import Fitted, make_learner
-from uplift.learners.ensemble import held_out_weights, near_the_best, variance_of_a_share
+from uplift.learners.ensemble import held_out_weights, starting_shares, variance_of_a_share
 from uplift.nuisances import Problem
 
 SETTINGS = Settings(rounds=20, learning_rate=0.1, num_leaves=4, min_child_samples=50, threads=1)
@@ -115,11 +115,19 @@ def test_only_those_near_the_least_loss_share_the_start() -> None:
     own = 0.05 * rng.standard_normal((n, 3))
     losses = common[:, None] + own + np.array([0.0, 0.0005, 0.01])
     one, each = np.ones(n), np.arange(n)
-    assert near_the_best(losses, one, each).tolist() == [0.5, 0.5, 0.0]
-    assert near_the_best(np.tile(common[:, None], 4), one, each).tolist() == [0.25] * 4
+
+    def shares(losses: FloatArray, weight: FloatArray = one, *suited: int) -> list[float]:
+        mask = np.isin(np.arange(losses.shape[1]), suited)
+        return starting_shares(losses, mask, weight, each).tolist()
+
+    assert shares(losses) == [0.5, 0.5, 0.0]
+    assert shares(np.tile(common[:, None], 4)) == [0.25] * 4
+    # One that suits the outcome starts alone, unless it is clearly worse.
+    assert shares(losses, one, 1) == [0.0, 1.0, 0.0]
+    assert shares(losses, one, 2) == [0.5, 0.5, 0.0]
+    assert shares(losses, one, 1, 2) == [0.0, 1.0, 0.0]
     # Rows that weigh nearly nothing have no say.
-    light = np.where(np.arange(n) < n // 2, 1.0, 1e-9)
-    bad_late = np.where(np.arange(n) < n // 2, 0.0, 1.0)
-    turned = np.column_stack([common + bad_late, common + 0.01])
-    assert near_the_best(turned, light, each).tolist() == [1.0, 0.0]
-    assert near_the_best(turned, one, each).tolist() == [0.0, 1.0]
+    early = np.arange(n) < n // 2
+    turned = np.column_stack([common + ~early, common + 0.01])
+    assert shares(turned, np.where(early, 1.0, 1e-9)) == [1.0, 0.0]
+    assert shares(turned) == [0.0, 1.0]
