@@ -56,7 +56,7 @@ lint: $(STAMP) ## ruff, mypy --strict, import layers
 bench: $(STAMP) ## this project and its peers side by side in one run
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-notebooks: $(STAMP) ## execute the notebooks into notebooks/executed [CONFIG=...]
+notebooks: $(STAMP) ## execute the notebooks into notebooks/executed [CONFIG=...] [HILLSTROM_FILE=...]
 	@$(BIN)/jupyter nbconvert --to notebook --execute --output-dir notebooks/executed notebooks/*.ipynb
 
 lock: $(STAMP) ## renew the lock files from pyproject.toml
