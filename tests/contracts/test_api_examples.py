@@ -13,7 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.contracts.test_api import ROOT, document, folder, running, shop
+from tests.contracts.test_api import ROOT, document, shop
+from tests.contracts.test_server import folder, running
 
 __all__ = ["folder", "shop"]
 PAGE = ROOT / "docs" / "api.md"

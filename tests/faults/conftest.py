@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.contracts.test_api import folder
+from tests.contracts.test_server import folder
 from tests.unit.serving.log.conftest import postgres_server, shop, url
 
 __all__ = ["folder", "postgres_server", "shop", "url"]

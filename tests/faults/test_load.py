@@ -19,7 +19,7 @@ from sqlalchemy import func, select
 from serving.log.engine import VARIABLE, open_log
 from serving.log.migrate import upgrade
 from serving.log.schema import campaign_budget, coupon_stock, decisions
-from tests.contracts.test_api import running
+from tests.contracts.test_server import running
 from tests.unit.serving.answering import JSON
 from tests.unit.serving.log.conftest import new_database
 

@@ -21,7 +21,8 @@ from serving.log.migrate import upgrade
 from serving.log.retention import RESULTS
 from serving.log.schema import jobs as table
 from serving.service import now_micros
-from tests.contracts.test_api import folder, running, shop
+from tests.contracts.test_api import shop
+from tests.contracts.test_server import folder, running
 from tests.unit.serving.jobs import ask
 
 __all__ = ["folder", "shop"]
