@@ -84,7 +84,9 @@ def hillstrom(frame: pd.DataFrame) -> Experiment:
 
 
 def charitable(frame: pd.DataFrame) -> Experiment:
-    """Arms: a match of 1:1, 2:1, 3:1. The other crossed factors are not looked at."""
+    """Arms: a match of 1:1, 2:1, 3:1. The other crossed factors are not looked at. Donors whose
+    amount is not recorded (two) are left out."""
+    frame = frame[frame["out_amountgive"].notna()].reset_index(drop=True)
     arm = frame["treatment"] * (1 + frame["treat_ratio2"] + 2 * frame["treat_ratio3"])
     drawn = [c for c in frame.columns if c.startswith(("treat", "out_"))]
     return Experiment(
