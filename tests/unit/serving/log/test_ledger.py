@@ -21,6 +21,8 @@ from serving.log.engine import open_log
 from serving.log.ledger import charge
 log, rng = open_log(sys.argv[1]), random.Random(int(sys.argv[2]))
 granted = refused = 0
+print("ready", flush=True)
+sys.stdin.readline()  # all start together, however busy the machine is
 while refused < 8:
     with log.write() as connection:
         for _ in range(rng.randint(1, 5)):
@@ -47,10 +49,21 @@ def test_eight_processes_spend_the_cap_and_never_more(log: Log, url: str) -> Non
     campaign(log, CAP)
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", SPEND, url, str(seed)], cwd=ROOT, stdout=subprocess.PIPE
+            [sys.executable, "-c", SPEND, url, str(seed)],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         for seed in range(8)
     ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
     granted = [int(process.communicate(timeout=120)[0]) for process in processes]
     found = budget(log)
     assert sum(granted) == found.committed
