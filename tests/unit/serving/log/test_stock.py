@@ -48,7 +48,6 @@ def test_processes_never_take_more_pieces_than_there_are(log: Log, url: str) -> 
     taken = [int(process.communicate(timeout=120)[0]) for process in processes]
     assert PIECES - 5 <= sum(taken) <= PIECES
     assert left(log, "c5") == {"c5": PIECES - sum(taken)}
-    assert sum(count > 0 for count in taken) >= 2  # they did compete
 
 
 def test_a_new_number_keeps_what_was_given(log: Log) -> None:
