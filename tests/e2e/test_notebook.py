@@ -73,7 +73,10 @@ def test_the_notebooks() -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_is_a_valid_notebook(path: Path) -> None:
-    nbformat.validate(nbformat.read(path, as_version=4))
+    found = nbformat.read(path, as_version=4)
+    nbformat.validate(found)
+    assert found["nbformat"] == 4
+    assert len(found["cells"]) > 5
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)

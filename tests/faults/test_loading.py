@@ -31,18 +31,20 @@ from uplift.bundle import ScoringBundle
 IDS = [f"c-{i:03d}" for i in range(300)]
 
 
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port where nobody listens, held so that no other process can take it."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield int(held.getsockname()[1])
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_registry_that_refuses_connections_leaves_the_last_good_bundle(
-    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shop: Shop, closed_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    registry = MlflowRegistry(f"http://127.0.0.1:{closed_port()}")
+    registry = MlflowRegistry(f"http://127.0.0.1:{closed_port}")
     with pytest.raises(RegistryUnreachable):
         registry.find("spring", "champion")
     model = resolve(shop.config, registry, shop.root / "data")
