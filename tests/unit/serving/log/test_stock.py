@@ -20,6 +20,8 @@ from serving.log.engine import open_log
 from serving.log import stock
 log, rng = open_log(sys.argv[1]), random.Random(int(sys.argv[2]))
 taken = refused = 0
+print("ready", flush=True)
+sys.stdin.readline()  # all start together, however busy the machine is
 while refused < 8:
     with log.write() as connection:
         count = rng.randint(1, 6)
@@ -41,13 +43,25 @@ def test_processes_never_take_more_pieces_than_there_are(log: Log, url: str) -> 
         stock.declare(log, connection, {"c5": PIECES})
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", TAKE, url, str(seed)], cwd=ROOT, stdout=subprocess.PIPE
+            [sys.executable, "-c", TAKE, url, str(seed)],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         for seed in range(4)
     ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
     taken = [int(process.communicate(timeout=120)[0]) for process in processes]
     assert PIECES - 5 <= sum(taken) <= PIECES
     assert left(log, "c5") == {"c5": PIECES - sum(taken)}
+    assert sum(count > 0 for count in taken) >= 2  # they did compete
 
 
 def test_a_new_number_keeps_what_was_given(log: Log) -> None:
