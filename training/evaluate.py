@@ -13,7 +13,7 @@ from training.dataset import Dataset
 from training.fit import Models
 from uplift.bundle import Money, ScoringBundle
 from uplift.calibration import Calibration, cross_calibrated, fit_calibration
-from uplift.costs import calibrate_costs, calibrated, unchanged
+from uplift.costs import calibrate_costs, unchanged
 from uplift.data import BoolArray, FloatArray, TrainingSet, stream
 from uplift.effect_report import EffectReport, recommended
 from uplift.effects import EffectModel
@@ -285,9 +285,7 @@ def _effects(matrix: ScoreMatrix, data: TrainingSet, names: list[str]) -> dict[s
 
 def out_of_fold(bundle: ScoringBundle, cate: FloatArray, models: Models) -> Predictions:
     """Predictions for the training rows, each by models that did not see its customer."""
-    contact = np.array([o.contact_cost for o in bundle.offers])
-    cost = calibrated(bundle.cost_calibration, models.costs.oof, cate)
-    cost = np.maximum(cost, contact)
+    cost = bundle.expected_costs(models.costs.oof, cate)
     return Predictions(
         bundle.money.reward(cate, cost, bundle.offers),
         cost,

@@ -23,11 +23,11 @@ import numpy as np
 from lightgbm.basic import LightGBMError
 
 from uplift.calibration import Calibrated, Calibration
-from uplift.costs import TERMS, calibrated
+from uplift.costs import TERMS, calibrated, in_order
 from uplift.data import Float32Array, FloatArray, Schema
 from uplift.effects import EffectModel
 from uplift.errors import BundleError, UpliftError
-from uplift.offers import Offer, parse_offers
+from uplift.offers import Offer, ladder, parse_offers
 from uplift.response import ResponseModel
 from uplift.value import ValueModels
 
@@ -124,6 +124,13 @@ class ScoringBundle:
             return self.effects
         return Calibrated(self.effects, self.effect_calibration)
 
+    def expected_costs(self, predicted: FloatArray, cate: FloatArray) -> FloatArray:
+        """(n, K) what is told of what `costs` predict, beside the effects that decide: calibrated,
+        at least the contact, and no coupon below the same one with a lower face value."""
+        contact = np.array([o.contact_cost for o in self.offers])
+        cost = np.maximum(calibrated(self.cost_calibration, predicted, cate), contact)
+        return in_order(cost, ladder(self.offers))
+
     def score(self, X: Float32Array, threads: int = 0) -> Scores:
         """Scores of n customers, X (n, d) float32 as `schema.encode` makes it.
 
@@ -135,9 +142,7 @@ class ScoringBundle:
             )
         X = np.ascontiguousarray(X, dtype=np.float32)
         cate = self.calibrated_effects.predict(X, threads)
-        contact = np.array([o.contact_cost for o in self.offers])
-        cost = calibrated(self.cost_calibration, self.costs.predict(X, threads), cate)
-        cost = np.maximum(cost, contact)
+        cost = self.expected_costs(self.costs.predict(X, threads), cate)
         reward = self.money.reward(cate, cost, self.offers)
         missing = np.full(len(X), np.nan)
         response = missing if self.response is None else self.response.predict(X, threads)

@@ -2,7 +2,8 @@
 
 This is the treated-arm expectation, not an uplift: customers who would have bought anyway redeem
 as well, and their coupons are paid too. Models per arm on the arm's own rows, scaled so that
-their out-of-fold total equals what was paid.
+their out-of-fold total equals what was paid. Where the catalogue says that one arm is another with
+a higher face value, no customer is expected to cost less with it (docs/coupons.md).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from uplift.boosting import Binned, Settings, cross_fit
-from uplift.data import FloatArray, IntArray, TrainingSet
+from uplift.data import BoolArray, FloatArray, IntArray, TrainingSet
 from uplift.effects import EffectModel
 from uplift.nuisances import stack
 
@@ -93,6 +94,25 @@ def calibrated(calibration: FloatArray, cost: FloatArray, cate: FloatArray) -> F
     """(n, K) costs from `calibrate_costs`, never below 0."""
     terms = _terms(cost, cate)[..., : calibration.shape[1]]
     out: FloatArray = np.maximum((terms * calibration).sum(axis=-1), 0.0)
+    return out
+
+
+def in_order(cost: FloatArray, dearer: BoolArray) -> FloatArray:
+    """(n, K) costs that keep an order of the arms. cost (n, K); dearer (K, K), a partial order:
+    arm i is never cheaper than arm j.
+
+    Half of the greatest cost among an arm and those below it and the least among it and those above
+    it: of all costs in that order none comes nearer in the largest change (Ubhaya 1974), so they
+    are never further from costs that truly are in it, and costs that are in it stay to the last
+    bit. Two arms that are the wrong way round meet in the middle, and their sum stays.
+    """
+    if not dearer.any():
+        return cost
+    reach = dearer | np.eye(len(dearer), dtype=bool)
+    out = np.empty_like(cost)
+    for k in range(cost.shape[1]):
+        low, high = cost[:, reach[k]].max(axis=1), cost[:, reach[:, k]].min(axis=1)
+        out[:, k] = (low + high) / 2
     return out
 
 

@@ -44,9 +44,11 @@ class ThresholdOff(CouponKind):
     title = "满减"
     rule = "off if V >= threshold; with repeat off x floor(V / threshold)"
     params = (
-        Param("threshold", "number", "list value that earns the coupon", above=0),
-        Param("off", "number", "currency off", above=0),
-        Param("repeat", "boolean", "off for every full threshold (每满)", default=False),
+        Param("threshold", "number", "list value that earns the coupon", above=0, face="falling"),
+        Param("off", "number", "currency off", above=0, face="rising"),
+        Param(
+            "repeat", "boolean", "off for every full threshold (每满)", default=False, face="rising"
+        ),
         Param(
             "reward",
             "text",
@@ -96,9 +98,16 @@ class PercentOff(CouponKind):
     title = "折扣"
     rule = "min(max_off, V x rate_off) if V >= min_spend; 7折 is rate_off 0.30"
     params = (
-        Param("rate_off", "number", "share of the list value off", above=0, high=1),
-        Param("min_spend", "number", "list value that earns the coupon", default=0.0, low=0),
-        Param("max_off", "number", "currency off at most", default=None, above=0),
+        Param("rate_off", "number", "share of the list value off", above=0, high=1, face="rising"),
+        Param(
+            "min_spend",
+            "number",
+            "list value that earns the coupon",
+            default=0.0,
+            low=0,
+            face="falling",
+        ),
+        Param("max_off", "number", "currency off at most", default=None, above=0, face="rising"),
     )
     shows_as_discount = True
     examples = (
@@ -128,8 +137,16 @@ class NthItem(CouponKind):
         "by price descending, every nth is reduced"
     )
     params = (
-        Param("n", "integer", "which unit is reduced", default=2, low=2),
-        Param("rate_off", "number", "share of its price off", default=0.5, above=0, high=1),
+        Param("n", "integer", "which unit is reduced", default=2, low=2, face="falling"),
+        Param(
+            "rate_off",
+            "number",
+            "share of its price off",
+            default=0.5,
+            above=0,
+            high=1,
+            face="rising",
+        ),
         Param("same_product", "boolean", "units count per product", default=True),
     )
     shows_as_discount = True
@@ -162,7 +179,7 @@ class FixedOff(CouponKind):
     name = "fixed_off"
     title = "无门槛"
     rule = "min(off, V)"
-    params = (Param("off", "number", "currency off", above=0),)
+    params = (Param("off", "number", "currency off", above=0, face="rising"),)
     shows_as_discount = True
     examples = (
         Example({"off": 15}, _order(12.0), 12.0, "off 15: V 12"),
@@ -186,11 +203,26 @@ class Points(CouponKind):
         "x (1 - breakage)"
     )
     params = (
-        Param("base_per_unit", "number", "points per currency paid", default=1.0, low=0),
-        Param("multiplier", "number", "times the usual points", default=1.0, low=1),
-        Param("bonus", "integer", "points on top", default=0, low=0),
-        Param("point_value", "number", "currency a point is worth", above=0),
-        Param("breakage", "number", "share of points never used", default=0.0, low=0, high=1),
+        Param(
+            "base_per_unit",
+            "number",
+            "points per currency paid",
+            default=1.0,
+            low=0,
+            face="rising",
+        ),
+        Param("multiplier", "number", "times the usual points", default=1.0, low=1, face="rising"),
+        Param("bonus", "integer", "points on top", default=0, low=0, face="rising"),
+        Param("point_value", "number", "currency a point is worth", above=0, face="rising"),
+        Param(
+            "breakage",
+            "number",
+            "share of points never used",
+            default=0.0,
+            low=0,
+            high=1,
+            face="falling",
+        ),
     )
     shows_as_discount = False
     examples = (
@@ -207,8 +239,9 @@ class Points(CouponKind):
         extra = paid * self._number("base_per_unit") * (self._number("multiplier") - 1)
         return (extra // 1 + self._number("bonus")) * self._number("point_value")
 
-    def expected_face_cost(self, order: Order) -> float:
-        return float(rounded(self.cost(order) * (1 - self._number("breakage"))))
+    @property
+    def claimed(self) -> Decimal:
+        return 1 - self._number("breakage")
 
     @property
     def max_face_cost(self) -> float | None:
@@ -223,8 +256,15 @@ class Gift(CouponKind):
     title = "赠品"
     rule = "unit_cost if V >= min_spend; what the gift costs, not its retail price"
     params = (
-        Param("unit_cost", "number", "currency the gift costs", low=0),
-        Param("min_spend", "number", "list value that earns the gift", default=0.0, low=0),
+        Param("unit_cost", "number", "currency the gift costs", low=0, face="rising"),
+        Param(
+            "min_spend",
+            "number",
+            "list value that earns the gift",
+            default=0.0,
+            low=0,
+            face="falling",
+        ),
     )
     shows_as_discount = False
     examples = (
@@ -248,7 +288,7 @@ class Bundle(CouponKind):
     rule = "complete sets x max(0, list value of a set - price)"
     params = (
         Param("items", "list", "product ids of a set; one that stands twice is needed twice"),
-        Param("price", "number", "price of a set", low=0),
+        Param("price", "number", "price of a set", low=0, face="falling"),
     )
     shows_as_discount = True
     examples = (
@@ -311,6 +351,9 @@ class FirstOrder(CouponKind):
     def cost(self, order: Order) -> Decimal:
         return self.inner.cost(order) if order.first else Decimal(0)
 
+    def costs_at_least(self, other: CouponKind) -> bool:
+        return isinstance(other, FirstOrder) and self.inner.costs_at_least(other.inner)
+
     @property
     def max_face_cost(self) -> float | None:
         return self.inner.max_face_cost
@@ -322,7 +365,7 @@ class NonCash(CouponKind):
     title = "权益"
     rule = "unit_cost per use or grant"
     params = (
-        Param("unit_cost", "number", "currency a use or a grant costs", low=0),
+        Param("unit_cost", "number", "currency a use or a grant costs", low=0, face="rising"),
         Param("cost_on", "text", "when it is paid", default="use", choices=("use", "grant")),
     )
     shows_as_discount = False

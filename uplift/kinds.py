@@ -68,6 +68,9 @@ class Param:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+    face: str = ""
+    """rising or falling: with it, what the coupon costs on any order never falls, or never rises.
+    Without either the parameter orders nothing."""
 
     @property
     def required(self) -> bool:
@@ -107,6 +110,14 @@ class Param:
             return isinstance(value, datetime) or (isinstance(value, str) and _is_time(value))
         expected = {"boolean": bool, "text": str, "mapping": Mapping}[self.type]
         return isinstance(value, expected) and (not self.choices or value in self.choices)
+
+    def reaches(self, value: Any, other: Any) -> bool:
+        """Does a coupon with this value cost no less, all else equal, than with the other?"""
+        if value == other or not self.face:
+            return bool(value == other)
+        # No bound is the highest one.
+        mine, theirs = (math.inf if v is None else v for v in (value, other))
+        return bool(mine > theirs) if self.face == "rising" else bool(mine < theirs)
 
     def typed(self, value: Any) -> Any:
         """An accepted value in the one form that equal values share."""
@@ -172,7 +183,20 @@ class CouponKind(ABC):
 
     def expected_face_cost(self, order: Order) -> float:
         """As face_cost, less what experience says is never claimed (breakage of points)."""
-        return self.face_cost(order)
+        return float(rounded(self.cost(order) * self.claimed))
+
+    @property
+    def claimed(self) -> Decimal:
+        """Share of the face cost that experience says is claimed."""
+        return Decimal(1)
+
+    def costs_at_least(self, other: CouponKind) -> bool:
+        """Does it cost at least what the other does on every order, as both parameters tell? Only
+        coupons of one kind are compared."""
+        return self.name == other.name and all(
+            param.reaches(self.values[param.name], other.values[param.name])
+            for param in self.params
+        )
 
     @property
     def max_face_cost(self) -> float | None:

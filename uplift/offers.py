@@ -6,13 +6,16 @@ coupons and their costs are in `uplift.coupons`, their common ground in `uplift.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 import uplift.coupons  # noqa: F401  (fills the registry)
+from uplift.data import BoolArray
 from uplift.errors import OfferError
 from uplift.kinds import (
     KINDS,
@@ -116,6 +119,18 @@ class Offer:
         rate = 1.0 if self.coupon.certain else redemption
         return self.contact_cost + rate * face_cost * self.funded_share
 
+    def costs_at_least(self, other: Offer) -> bool:
+        """Is it the other offer with a higher face value: of the same kind, scope, channels, dates
+        and rules of stacking, and with no parameter, contact, share or validity below it?"""
+        same = ("scope", "channels", "valid_from", "valid_until", "priority", "stackable")
+        more = ("contact_cost", "funded_share", "valid_days", "per_customer_limit")
+        return (
+            all(getattr(self, key) == getattr(other, key) for key in same)
+            and all(getattr(self, key) >= getattr(other, key) for key in more)
+            and self.coupon != other.coupon
+            and self.coupon.costs_at_least(other.coupon)
+        )
+
     def spec(self) -> dict[str, Any]:
         """What `parse_offers` reads back to an equal offer; plain JSON. Keys that came later stand
         there only where they say something, so that older offers keep their form."""
@@ -216,6 +231,16 @@ def _naive(moment: datetime) -> datetime:
     return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
 
 
+def ladder(offers: Sequence[Offer]) -> BoolArray:
+    """(K, K) whether offer i, by the catalogue alone, costs a customer at least what offer j does:
+    see `Offer.costs_at_least`. False on the diagonal; a partial order."""
+    found = np.zeros((len(offers), len(offers)), dtype=bool)
+    for i, one in enumerate(offers):
+        for j, other in enumerate(offers):
+            found[i, j] = one.costs_at_least(other)
+    return found
+
+
 def documentation() -> str:
     """The text of docs/coupons.md, one table row a kind and one a parameter."""
     lines = [
@@ -238,12 +263,20 @@ def documentation() -> str:
         shows = "yes" if kind.shows_as_discount else "no"
         examples = "; ".join(f"{example.text} → {example.cost:g}" for example in kind.examples)
         lines.append(f"|`{name}` {kind.title}|{kind.rule}|{shows}|{most}|{examples}|")
-    lines += ["", "## Parameters", "", "|kind|parameter|value|default|meaning|"]
-    lines += ["|---|---|---|---|---|"]
+    lines += ["", "## Parameters", "", "|kind|parameter|value|default|cost|meaning|"]
+    lines += ["|---|---|---|---|---|---|"]
     for name, kind in KINDS.items():
         for param in kind.params:
             default = "required" if param.required else _shown(param.default)
-            lines.append(f"|`{name}`|`{param.name}`|{param.expected}|{default}|{param.meaning}|")
+            lines.append(
+                f"|`{name}`|`{param.name}`|{param.expected}|{default}|{param.face or '–'}|"
+                f"{param.meaning}|"
+            )
+    lines += [
+        "",
+        "*Cost*: rising, where a higher value makes the coupon cost no less on any order; falling, "
+        "where it makes it cost no more.",
+    ]
     lines += ["", "## Every coupon", "", "|key|value|default|meaning|", "|---|---|---|---|"]
     for param in _FIELDS:
         default = "required" if param.required else _shown(param.default)
@@ -272,6 +305,16 @@ _REDEMPTION = (
     "A group purchase (拼团) needs to know of the group and is no kind. 买赠 is a gift, 新品体验价 "
     "a percent_off with a scope, 限时 a validity, 区域专属 a filter under `eligible`, 停车券 a "
     "non_cash.",
+    "",
+    "## Coupons that differ in face value",
+    "",
+    "Each coupon is an arm with a cost model of its own, so nothing in the data keeps a coupon of "
+    "10 from looking cheaper than one of 5 for some customers. The catalogue does: of two coupons "
+    "of one kind that are alike in scope, channels, dates and stacking, and of which one has no "
+    "parameter, contact cost, funded share, validity or limit on the cheaper side (the column "
+    "*cost* above), that one is never expected to cost a customer less. Where the models say "
+    "otherwise they meet in the middle. What such coupons change is left to the data: a dearer one "
+    "may well bring less.",
 )
 
 

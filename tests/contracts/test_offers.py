@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from uplift.errors import OfferError
@@ -91,6 +92,64 @@ def test_every_parameter_is_checked(name: str, param: Any) -> None:
             offer(name, **given)
     else:
         assert param.accepts(param.default)
+
+
+HIGHER = {
+    "threshold": 80.0, "off": 60.0, "repeat": True, "min_spend": 50.0, "rate_off": 0.9,
+    "max_off": 90.0, "n": 3, "base_per_unit": 2.0, "multiplier": 3.0, "bonus": 40,
+    "point_value": 0.5, "breakage": 0.6, "unit_cost": 70.0, "price": 60.0,
+}  # fmt: skip
+LOWER = {
+    "threshold": 70.0, "off": 20.0, "repeat": False, "min_spend": 20.0, "rate_off": 0.25,
+    "max_off": 8.0, "n": 2, "base_per_unit": 0.5, "multiplier": 1.5, "bonus": 3,
+    "point_value": 0.02, "breakage": 0.1, "unit_cost": 4.0, "price": 15.0,
+}  # fmt: skip
+
+
+def random_orders(count: int) -> list[Order]:
+    """Baskets of up to five lines of three products, to cents."""
+    rng = np.random.default_rng(2)
+    return [
+        Order(
+            tuple(
+                Line(
+                    float(rng.integers(1, 9_000)) / 100,
+                    float(rng.integers(1, 7)),
+                    str(rng.choice(["P1", "P2", "P3"])),
+                )
+                for _ in range(int(rng.integers(1, 6)))
+            ),
+            first=bool(rng.integers(0, 2)),
+        )
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "param"),
+    [(name, param) for name, kind in KINDS.items() for param in kind.params if param.face],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_a_declared_direction_of_the_cost_is_kept_on_any_order(name: str, param: Any) -> None:
+    first = {**KINDS[name].examples[0].params}
+    # Of what else binds, so little that the parameter is seen; both values are allowed then.
+    first |= {"threshold": 70.0} if "threshold" in first and param.name != "threshold" else {}
+    first |= {"off": 20.0} if name == "threshold_off" and param.name != "off" else {}
+    first |= {"price": 15.0} if "price" in first else {}
+    less, more = (
+        offer(name, **{**first, param.name: values[param.name]})
+        for values in ((LOWER, HIGHER) if param.face == "rising" else (HIGHER, LOWER))
+    )
+    assert more.costs_at_least(less)
+    assert not less.costs_at_least(more)
+    costs = np.array(
+        [
+            [made.coupon.expected_face_cost(order) for made in (less, more)]
+            for order in random_orders(300)
+        ]
+    )
+    assert (costs[:, 1] >= costs[:, 0]).all()
+    assert (costs[:, 1] > costs[:, 0]).any(), "the parameter does not matter here"
 
 
 @pytest.mark.parametrize("name", KINDS)

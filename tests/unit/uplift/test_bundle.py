@@ -326,3 +326,27 @@ def test_a_damaged_calibration_is_refused(folder: Path) -> None:
     rewrite(folder, damage)
     with pytest.raises(BundleError, match="damaged calibration of kind 'cubic'"):
         load_bundle(folder)
+
+
+def test_a_coupon_is_never_expected_to_cost_less_than_the_same_with_a_lower_face_value(
+    tmp_path: Path,
+) -> None:
+    bundle, X = make_bundle()
+    plain = bundle.score(X)
+    pair = parse_offers(
+        [
+            {"coupon_id": "c10", "kind": "fixed_off", "params": {"off": 10.0}},
+            {"coupon_id": "c5", "kind": "fixed_off", "params": {"off": 5.0}},
+        ]
+    )
+    # The models say what they said; the second arm was the dearer one.
+    money = Money("conversion", value=3.0)
+    made = replace(bundle, offers=pair, money=money).save(tmp_path / "b")
+    scores = load_bundle(tmp_path / "b", made.sha256).score(X)
+    assert (plain.cost[:, 0] < plain.cost[:, 1]).any()
+    assert (scores.cost[:, 0] >= scores.cost[:, 1]).all()
+    turned = plain.cost[:, 0] < plain.cost[:, 1] - 0.06
+    assert np.array_equal(scores.cost[turned, 0], scores.cost[turned, 1])
+    # The profit is told of the costs that are told, and the effects are left alone.
+    assert np.array_equal(scores.cate, plain.cate)
+    np.testing.assert_allclose(scores.reward, 3.0 * scores.cate - scores.cost, rtol=1e-5, atol=1e-5)

@@ -10,7 +10,7 @@ import pytest
 from uplift.coupons import ThresholdOff
 from uplift.errors import OfferError
 from uplift.kinds import KINDS, Line, Order, coupon_kind
-from uplift.offers import Offer, parse_offers
+from uplift.offers import Offer, ladder, parse_offers
 
 
 def coupon(kind: str, /, **params: Any) -> Offer:
@@ -215,6 +215,36 @@ FIXED = {"coupon_id": "c5", "kind": "fixed_off", "params": {"off": 5}}
 def test_refuses(specs: list[Any], message: str) -> None:
     with pytest.raises(OfferError, match=message):
         parse_offers(specs)
+
+
+@pytest.mark.parametrize(
+    ("less", "more", "ordered"),
+    [
+        ({}, {"params": {"off": 10}}, True),
+        ({}, {"params": {"off": 10}, "contact_cost": 0.1, "valid_days": 30}, True),
+        ({}, {}, False),  # the same coupon
+        ({"contact_cost": 0.1}, {"params": {"off": 10}}, False),
+        ({"valid_days": 30}, {"params": {"off": 10}}, False),
+        ({}, {"params": {"off": 10}, "funded_share": 0.5}, False),
+        ({}, {"params": {"off": 10}, "scope": {"products": ["P1"]}}, False),
+        ({}, {"params": {"off": 10}, "channels": ["sms"]}, False),
+        ({}, {"kind": "threshold_off", "params": {"threshold": 20, "off": 10}}, False),
+        ({"kind": "message", "params": {}}, {}, False),
+        ({"kind": "percent_off", "params": {"rate_off": 0.1, "max_off": 9}},
+         {"kind": "percent_off", "params": {"rate_off": 0.1}}, True),
+        ({"kind": "percent_off", "params": {"rate_off": 0.1}},
+         {"kind": "percent_off", "params": {"rate_off": 0.2, "max_off": 9}}, False),
+        ({"kind": "first_order", "params": {"kind": "fixed_off", "params": {"off": 5}}},
+         {"kind": "first_order", "params": FIRST}, True),
+        ({"kind": "bundle", "params": SET},
+         {"kind": "bundle", "params": {"items": ["A"], "price": 10}}, False),
+    ],
+)  # fmt: skip
+def test_which_coupon_is_the_other_with_a_higher_face_value(
+    less: dict[str, Any], more: dict[str, Any], ordered: bool
+) -> None:
+    made = parse_offers([{**FIXED, **less}, {**FIXED, "coupon_id": "c10", **more}])
+    assert ladder(made).tolist() == [[False, False], [ordered, False]]
 
 
 def test_a_kind_is_registered_once() -> None:
