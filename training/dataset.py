@@ -25,6 +25,7 @@ from features.frozen import FrozenValues, fit_frozen
 from features.registry import feature_names
 from features.spine import naive_utc
 from features.tables import Tables, complete_until
+from training.coupon_costs import costs_of
 from uplift.data import FloatArray, Schema, TrainingSet, arm_codes
 from uplift.offers import Offer
 
@@ -182,7 +183,7 @@ def _exposures(tables: Tables, config: Config, offers: tuple[Offer, ...]) -> pd.
         frame.loc[frame["_row"].isin(redeemed["_row"]), "redeemed"] = 1.0
         frame.loc[frame["arm"] == "control", "redeemed"] = 0.0
     frame["assigned_at"] = pd.to_datetime(frame["assigned_at"], utc=True).dt.tz_localize(None)
-    frame["cost"] = _costs(frame, offers)
+    frame["cost"] = costs_of(tables, frame, offers, window)
     return frame.sort_values(["assigned_at", "exposure_id"], kind="stable").reset_index(drop=True)
 
 
@@ -224,30 +225,6 @@ def _redeemed_sql(events: str, days: int) -> str:
          AND v.occurred_at >= e.assigned_at
          AND v.occurred_at < e.assigned_at + INTERVAL {int(days)} DAY
     """
-
-
-def _costs(frame: pd.DataFrame, offers: tuple[Offer, ...]) -> FloatArray:
-    """(n,) logged costs; where none is logged, contact and what the redeemed coupon took off."""
-    cost = np.zeros(len(frame))
-    logged = frame["cost"].to_numpy(dtype=float, na_value=np.nan)
-    for offer in offers:
-        mine = (frame["arm"] == offer.coupon_id).to_numpy()
-        if offer.shows_as_discount or offer.max_face_cost == 0:
-            coupon = frame["coupon_discount"].to_numpy()
-        elif offer.max_face_cost is not None:
-            used = 1.0 if offer.coupon.certain else frame["redeemed"].to_numpy()
-            coupon = used * np.full(len(frame), offer.max_face_cost)
-        elif np.isnan(logged[mine]).any():
-            raise DataError(
-                "exposures.cost",
-                expected=f"what each exposure of {offer.coupon_id} ({offer.kind}) came to cost",
-                found=f"{int(np.isnan(logged[mine]).sum())} without",
-                remedy="Such a coupon takes nothing off the order, so its cost must be logged.",
-            )
-        else:
-            coupon = np.zeros(len(frame))
-        cost[mine] = offer.contact_cost + coupon[mine] * offer.funded_share
-    return np.where(np.isnan(logged) | (frame["arm"] == "control"), cost, logged)
 
 
 def _closed(rows: pd.DataFrame, tables: Tables, config: Config) -> np.ndarray[Any, Any]:

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
+
+from uplift.data import FloatArray
 from uplift.kinds import (
     KINDS,
     CouponKind,
@@ -242,6 +245,16 @@ class Points(CouponKind):
     @property
     def claimed(self) -> Decimal:
         return 1 - self._number("breakage")
+
+    def expected_on(self, paid: FloatArray) -> FloatArray:
+        """(n,) what `expected_face_cost` says of orders on which so much was paid, currency."""
+        rate = float(self._number("base_per_unit") * (self._number("multiplier") - 1))
+        # Amounts are cents: what is left of a whole point after six digits is a float's noise.
+        extra = np.floor(np.round(np.maximum(paid, 0.0) * rate, 6))
+        value = float(self._number("point_value") * self.claimed)
+        cents = np.round((extra + float(self._number("bonus"))) * value * 100.0, 6)
+        out: FloatArray = np.floor(cents + 0.5) / 100.0
+        return out
 
     @property
     def max_face_cost(self) -> float | None:

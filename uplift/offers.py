@@ -302,6 +302,13 @@ _REDEMPTION = (
     "face cost x `funded_share`. The rate is that of customers who are offered it, so who would "
     "have bought anyway counts; what is paid with the grant is certain.",
     "",
+    "Models learn it from what exposures came to cost: `exposures.cost`, where it is logged, else "
+    "contact and what the coupon took off orders (the `discount` of orders that bear it), one "
+    "`unit_cost` per redemption or grant, or for points what the orders that bear the coupon earn "
+    "beyond the usual, less `breakage`. Where a redemption is told by an event and no order bears "
+    "the coupon, points are those of the first orders since the assignment. Each coupon's expected "
+    "costs add up, on the training rows, to what was paid.",
+    "",
     "A group purchase (拼团) needs to know of the group and is no kind. 买赠 is a gift, 新品体验价 "
     "a percent_off with a scope, 限时 a validity, 区域专属 a filter under `eligible`, 停车券 a "
     "non_cash.",

@@ -154,21 +154,92 @@ def test_what_is_paid_with_the_grant_is_paid_by_everyone_who_got_it(tmp_path: Pa
     np.testing.assert_allclose(data.cost, [0.0, 30.1, 0.1], atol=1e-12)
 
 
-def test_a_gift_without_a_bound_needs_logged_costs(tmp_path: Path) -> None:
-    folder = shop(tmp_path / "t")
-    write(
+POINTS: dict[str, Any] = {"base_per_unit": 1, "multiplier": 2, "bonus": 50, "point_value": 0.01}
+
+
+def points_shop(folder: Path) -> Path:
+    """Who was sent double points and 50 more, and what they bought in the two weeks after it."""
+    at = "2026-01-12T09:00:00"
+    return write(
         folder,
-        exposures=[exposure(1, "a", "control"), exposure(2, "b", "c5"), exposure(3, "c", "pts")],
+        transactions=[
+            line("z", "z1", "2026-02-20T09:00:00", 5.0),
+            # b: two lines of the order that bears the coupon, one of them returned later; another
+            # order beside it counts for nothing
+            line("b", "b1", at, 25.5, coupon_id="pts", category="tea"),
+            line("b", "b1", at, 10.0, coupon_id="pts", category="cups"),
+            line("b", "b1", "2026-01-13T09:00:00", -10.0, coupon_id="pts", category="cups"),
+            line("b", "b2", at, 500.0, category="tea"),
+            # c: the redemption is an event, and no order bears the coupon: the first one counts
+            line("c", "c2", "2026-01-20T09:00:00", 99.0, category="tea"),
+            line("c", "c1", "2026-01-11T09:00:00", 30.99, category="tea"),
+            # d: bought without the coupon
+            line("d", "d1", at, 80.0, category="tea"),
+            # e: everything came back
+            line("e", "e1", at, 40.0, coupon_id="pts", category="tea"),
+            line("e", "e1", "2026-01-14T09:00:00", -40.0, coupon_id="pts", category="tea"),
+            # f: logged; g: redeemed twice
+            line("f", "f1", at, 10.0, coupon_id="pts", category="tea"),
+            line("g", "g1", at, 10.0, coupon_id="pts", category="tea"),
+            line("g", "g2", "2026-01-13T09:00:00", 20.0, coupon_id="pts", category="tea"),
+        ],
+        exposures=[
+            exposure(1, "a", "control", cost=None),
+            *(exposure(2 + i, name, "pts", cost=None) for i, name in enumerate("bcde")),
+            exposure(6, "f", "pts", cost=9.9),
+            exposure(7, "g", "pts", cost=None),
+        ],
+        events=[
+            {"event_id": "v1", "customer_id": "c", "campaign_id": "jan", "type": "redeemed",
+             "occurred_at": "2026-01-11T09:00:00", "coupon_id": "pts"},
+        ],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keys", "cost"),
+    [
+        # b: floor(25.5) + 50 points, a cent each, and the contact; c: 30 + 50; e: no order is left
+        ({}, [0.75, 0.80, 0.0, 0.0, 9.8, 0.60]),
+        ({"params": {**POINTS, "breakage": 0.2}}, [0.60, 0.64, 0.0, 0.0, 9.8, 0.48]),
+        ({"per_customer_limit": 2}, [0.75, 2.29, 0.0, 0.0, 9.8, 1.30]),
+        ({"scope": {"categories": ["cups"]}}, [0.50, 0.50, 0.0, 0.0, 9.8, 0.50]),
+        ({"funded_share": 0.5}, [0.375, 0.40, 0.0, 0.0, 9.8, 0.30]),
+        # The bonus alone has a bound; whoever redeems gets it.
+        ({"params": {"bonus": 50, "point_value": 0.01, "breakage": 0.2}},
+         [0.40, 0.40, 0.0, 0.0, 9.8, 0.40]),
+    ],
+)  # fmt: skip
+def test_points_cost_what_the_orders_tell(
+    tmp_path: Path, keys: dict[str, Any], cost: list[float]
+) -> None:
+    pts = {"coupon_id": "pts", "kind": "points", "params": POINTS, "contact_cost": 0.1, **keys}
+    data = build(config_of(points_shop(tmp_path / "t"), offers=[pts])).training
+    paid = data.cost[data.arm == 1]
+    np.testing.assert_allclose(paid, np.array(cost) + 0.1, atol=1e-12)
+    # They do not stand in a discount, so they come off the profit.
+    net = np.array([525.5, 129.99, 80.0, 0.0, 10.0, 30.0])
+    np.testing.assert_allclose(data.reward[data.arm == 1], 0.4 * net - paid, atol=1e-12)
+
+
+def test_points_without_costs_or_orders_are_refused(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "t",
+        exposures=[
+            exposure(1, "a", "control", visit=1, x0=1.0),
+            exposure(2, "b", "pts", visit=0, x0=2.0),
+        ],
     )
-    offers = [
-        {"coupon_id": "c5", "kind": "fixed_off", "params": {"off": 5.0}},
-        {"coupon_id": "pts", "kind": "points", "params": POINTS},
-    ]
-    with pytest.raises(DataError, match=r"cost must be logged"):
-        build(config_of(folder, offers=offers))
-
-
-POINTS: dict[str, Any] = {"base_per_unit": 1, "multiplier": 2, "bonus": 0, "point_value": 0.01}
+    pts = {"coupon_id": "pts", "kind": "points", "params": POINTS}
+    with pytest.raises(DataError, match=r"what each exposure of pts \(points\) came to cost"):
+        build(
+            config_of(
+                folder,
+                features={"set": [], "given": ["x0"]},
+                outcome={"kind": "column", "column": "visit", "value": 1.0},
+                offers=[pts],
+            )
+        )
 
 
 def test_a_given_outcome_with_gaps_is_refused(tmp_path: Path) -> None:

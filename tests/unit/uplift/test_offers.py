@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from uplift.coupons import ThresholdOff
+from uplift.coupons import Points, ThresholdOff
 from uplift.errors import OfferError
 from uplift.kinds import KINDS, Line, Order, coupon_kind
 from uplift.offers import Offer, ladder, parse_offers
@@ -101,6 +101,21 @@ def test_breakage_lowers_what_points_are_expected_to_cost() -> None:
     assert made.face_cost(order(250.0)) == 2.5
     assert made.expected_face_cost(order(250.0)) == 2.0
     assert coupon("fixed_off", off=5).coupon.expected_face_cost(order(9.0)) == 5
+
+
+def test_points_of_many_orders_are_those_of_each() -> None:
+    rng = np.random.default_rng(4)
+    paid = np.append(rng.integers(1, 100_000, 300) / 100, [0.0, -3.0, 10.0, 29.99, 30.0])
+    for multiplier, base, value, breakage in (
+        (1.1, 1, 0.01, 0.3),
+        (1.7, 0.1, 0.005, 0),
+        (3, 7, 0.02, 0.15),
+    ):
+        made = coupon("points", multiplier=multiplier, base_per_unit=base, point_value=value,
+                      bonus=7, breakage=breakage).coupon  # fmt: skip
+        assert isinstance(made, Points)
+        each = [made.expected_face_cost(Order(paid=amount)) for amount in paid.tolist()]
+        assert made.expected_on(paid).tolist() == each
 
 
 def test_which_kinds_stand_in_the_discount_of_an_order() -> None:
