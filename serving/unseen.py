@@ -2,14 +2,14 @@
 
 Nobody knows what such a coupon changes, so the allocation never chooses it; exploration may. What
 it is expected to cost is replayed: contact, plus the chance of an order within its validity times
-the mean face cost on the orders of the customer's tier in the past year. That everybody who orders
-redeems makes it rather too dear than too cheap.
+the mean face cost on the orders of the customer's tier in the past year, less what is never claimed
+(points). That everybody who orders redeems makes it rather too dear than too cheap.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -22,7 +22,7 @@ import pyarrow as pa
 from features.config import Config
 from features.spine import naive_utc, seen_before
 from features.tables import Tables
-from uplift.coupons import FirstOrder
+from uplift.coupons import FirstOrder, ThresholdOff
 from uplift.data import Float32Array
 from uplift.kinds import Line, Order
 from uplift.offers import Offer, parse_offers
@@ -80,14 +80,24 @@ def unseen_arms(
 
 
 def _face_cost(offer: Offer, orders: list[Order], *, new: bool) -> float:
-    """Mean over orders; a first-order coupon costs who has ordered before nothing."""
+    """Mean over orders of what is expected to be claimed; a first-order coupon costs who has
+    ordered before nothing, and what an order earns for the next is used on one like it."""
+    claimed = float(offer.coupon.claimed)
     if offer.coupon.certain or not orders:
-        return offer.max_face_cost or 0.0
+        return (offer.max_face_cost or 0.0) * claimed
     if isinstance(offer.coupon, FirstOrder) and not new:
         return 0.0
     moment = datetime(2000, 1, 1) if offer.valid_from is None else offer.valid_from
     now = Situation(ordered_at=moment, granted_at=moment)
-    return float(np.mean([redeem(offer, order, now).cost for order in orders]))
+    if isinstance(offer.coupon, ThresholdOff):
+        orders = [replace(order, reward=_granted(offer, offer.coupon, order)) for order in orders]
+    return claimed * float(np.mean([redeem(offer, order, now).cost for order in orders]))
+
+
+def _granted(offer: Offer, coupon: ThresholdOff, order: Order) -> float:
+    """Currency that an order earns for the next."""
+    within = tuple(line for line in order.lines if offer.scope.holds(line))
+    return coupon.granted(replace(order, lines=within))
 
 
 def _orders(tables: Tables, tier: pd.Series[Any], as_of: datetime) -> Mapping[str, list[Order]]:

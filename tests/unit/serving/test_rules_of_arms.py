@@ -240,6 +240,28 @@ class TestUnseen:
             most = 0.5 + recent[mine].mean() * 7 * 0.5
             assert 0.5 + 0.8 * (most - 0.5) <= cost[0] <= most + 1e-6
 
+    def test_what_is_never_claimed_or_used_later_is_replayed_too(
+        self, shop: Shop, tmp_path: Path
+    ) -> None:
+        """Points less their breakage; a reward for the next order, on an order like the last."""
+        points = {"multiplier": 3, "point_value": 0.01}
+        kinds = {
+            "all": {"kind": "points", "params": points},
+            "half": {"kind": "points", "params": points | {"breakage": 0.5}},
+            "now": {"kind": "threshold_off", "params": {"threshold": 30, "off": 9}},
+            "next": {
+                "kind": "threshold_off",
+                "params": {"threshold": 30, "off": 9, "reward": "next_order"},
+            },
+        }
+        new = [{"coupon_id": name, "contact_cost": 0.25, **kind} for name, kind in kinds.items()]
+        frame, _ = self.made(shop, tmp_path, offers=[*OFFERS, *new])
+        cost = {name: frame[f"cost_{name}"].astype(float) - 0.25 for name in kinds}
+        assert cost["all"].max() > 0.1
+        np.testing.assert_allclose(cost["half"], cost["all"] / 2, atol=1e-6)
+        assert cost["now"].max() > 1
+        np.testing.assert_allclose(cost["next"], cost["now"], atol=1e-6)
+
     def test_without_exploration_nobody_gets_it(self, shop: Shop, tmp_path: Path) -> None:
         frame, _ = self.made(shop, tmp_path, policy={"budget": 300})
         plain, _ = self.made(shop, tmp_path, policy=AMPLE)
