@@ -31,7 +31,7 @@ from serving.log import idempotency, stock
 from serving.log.campaigns import Campaigns, Entry
 from serving.log.engine import Log
 from serving.log.idempotency import KeyReused, Once
-from serving.log.store import Store, Stored, customer_hash, new_ids
+from serving.log.store import Store, Stored, customer_hashes, new_ids
 from serving.payment import pay, refused
 from serving.rules import Rules
 from serving.scorer import Scorer
@@ -61,7 +61,7 @@ class Ask:
     dry_run: bool
     once: Once | None = None
 
-    @property
+    @cached_property
     def ids(self) -> list[str]:
         return [customer.customer_id for customer in self.customers]
 
@@ -93,7 +93,7 @@ class Group:
     fresh: list[str] = field(default_factory=list)
     made: Evaluated | None = None
     ids: list[str] = field(default_factory=list)
-    """Decision ids of `fresh`."""
+    """Decision ids of `fresh`, where they are stored."""
     twins: dict[str, Group] = field(default_factory=dict)
     gone: dict[str, str] = field(default_factory=dict)
     """Customers who must not be contacted, and why: consent or erased."""
@@ -139,6 +139,7 @@ class Desk:
         for group in groups:
             self._look(connection, group, asks, taken)
             self._evaluate(group)
+            group.ids = new_ids(len(group.fresh))
         self.keep(connection, groups)
         results = []
         for group in groups:
@@ -160,10 +161,10 @@ class Desk:
         """Insert what was decided, and take pieces and charge for what was inserted; what others
         decided first, or there is no piece or money for, is known in the groups afterwards."""
         rows = [
-            (group, group.made.row(i, decision_id))
+            (group, row)
             for group in groups
             if group.made is not None
-            for i, decision_id in enumerate(group.ids)
+            for row in group.made.rows(group.ids)
         ]
         lost = self.store.add(connection, [row for _, row in rows])
         if lost:
@@ -250,18 +251,18 @@ class Desk:
         """What the log knows of everyone in the group whom no other group has taken; while models
         are swapped, two scorers are asked about one campaign."""
         campaign = group.rules.campaign_id
-        for customer in dict.fromkeys(i for k in group.asks for i in asks[k].ids):
+        everyone = dict.fromkeys(i for k in group.asks for i in asks[k].ids)
+        for customer in everyone:
             owner = taken.setdefault((campaign, customer), group)
             if owner is not group:
                 group.twins[customer] = owner
-        everyone = dict.fromkeys(i for k in group.asks for i in asks[k].ids)
         self.look(connection, group, [i for i in everyone if i not in group.twins])
         self._hear(group, asks)
 
     def _hear(self, group: Group, asks: Sequence[Ask]) -> None:
         """What the requests say of customers, where the campaign asks for it."""
         if group.rules.default is not None:
-            said = {c.customer_id for k in group.asks for c in asks[k].customers if _consents(c)}
+            said = {c.customer_id for k in group.asks for c in asks[k].customers if c.consent}
             facts = group.facts or Facts.none(len(group.fresh))
             stated = np.array([i in said for i in group.fresh], dtype=bool)
             group.facts = replace(facts, stated=stated)
@@ -285,22 +286,27 @@ class Desk:
             left = stock.left(self.log, connection, rules.campaign.limited)
             arms = rules.campaign.arms[: len(group.scorer.model.bundle.arms)]
             group.in_stock = np.array([left.get(arm, 1) > 0 for arm in arms], dtype=bool)
-        free = [rules.capped_until(offers[i]) if i in offers else None for i in group.fresh]
+        free_at = np.full(len(group.fresh), NEVER)
+        for place, customer in enumerate(group.fresh) if offers else ():
+            until = rules.capped_until(offers.get(customer, []))
+            if until is not None:
+                free_at[place] = np.datetime64(until, "us")
         group.facts = Facts(
             np.array([i in group.gone for i in group.fresh], dtype=bool),
             np.array([group.gone.get(i) == "erased" for i in group.fresh], dtype=bool),
-            np.array(
-                [NEVER if f is None else np.datetime64(f, "us") for f in free], dtype="M8[us]"
-            ),
+            free_at,
             np.array([i in converted for i in group.fresh], dtype=bool),
         )
 
     def _gone(
         self, connection: Connection, scorer: Scorer, customers: Sequence[str]
     ) -> dict[str, str]:
-        hashes = {customer_hash(scorer.salt.value, i): i for i in customers}
+        hashes = customer_hashes(scorer.salt.value, customers)
         kinds = self.store.refused(connection, hashes)
-        return {hashes[key]: kind for key, kind in kinds.items()}
+        if not kinds:
+            return {}
+        names = dict(zip(hashes, customers, strict=True))
+        return {names[key]: kind for key, kind in kinds.items()}
 
     def _evaluate(self, group: Group) -> None:
         if not group.fresh:
@@ -319,7 +325,6 @@ class Desk:
             active=group.active,
             in_stock=group.in_stock,
         )
-        group.ids = new_ids(len(group.fresh))
 
     def _yield(
         self,
@@ -358,7 +363,7 @@ class Desk:
                 i = owner.place[customer.customer_id]
                 assert owner.made is not None
                 decision_id = None if ask.dry_run else owner.ids[i]
-                ids.append(owner.ids[i])
+                ids.append(decision_id)
                 item = owner.made.items[i]
                 item = msgspec.structs.replace(item, index=index, decision_id=decision_id)
             if index in unread:
@@ -416,7 +421,7 @@ class Desk:
     ) -> Reason | None:
         """As `overruled`, and by what the request says of the customer."""
         why = self.overruled(group, stored, customer.customer_id, closed)
-        if why is None and stored.reason == Reason.DEFAULT_OFFER and _refuses(customer):
+        if why is None and stored.reason == Reason.DEFAULT_OFFER and customer.consent is False:
             return Reason.NO_CONSENT
         return why
 
@@ -483,14 +488,6 @@ def restored(
         warnings=row.warnings.split(",") if row.warnings else [],
     )
     return item if why is None else refused(item, why)
-
-
-def _consents(customer: schemas.CustomerRequest) -> bool:
-    return customer.context is not None and customer.context.get("consent") is True
-
-
-def _refuses(customer: schemas.CustomerRequest) -> bool:
-    return customer.context is not None and customer.context.get("consent") is False
 
 
 def _unread(rules: Rules, customers: Sequence[schemas.CustomerRequest]) -> set[int]:

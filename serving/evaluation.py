@@ -6,14 +6,16 @@ together. A customer's decision does not depend on who else is asked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from features.config import CONTROL
 from serving import schemas
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 AGING = timedelta(hours=26)
 MODEL_AGING = timedelta(days=45)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# From so many values on, Arrow writes decimals faster than numpy.
+MANY = 64
+_REASONS = {str(reason): reason for reason in Reason}
 _HOLDOUTS = {Reason.GLOBAL_HOLDOUT: "global", Reason.HOLDOUT: "campaign"}
 _encode = msgspec.json.Encoder().encode
 
@@ -51,46 +56,67 @@ class Evaluated:
     erased: list[bool]
     columns: Mapping[str, Any]
 
-    def row(self, i: int, decision_id: str) -> dict[str, Any]:
-        """Decision i as a row of the log."""
-        item, made = self.items[i], self.made
-        reason = Reason(item.reason)
-        names = self.columns["names"]
-        probs = made.probs[i].tolist()
-        drawn = reason in STICKY or (reason == Reason.BUDGET_EXHAUSTED and made.arm[i] > 0)
-        kept = {name: p for name, p in zip(names, probs, strict=True) if p > 0} if drawn else None
-        offer = item.action == "offer"
-        return {
-            "decision_id": decision_id,
+    def rows(self, decision_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """The decisions as rows of the log, under these ids."""
+        items, made = self.items, self.made
+        names, valid = self.columns["names"], self.columns["valid_micros"]
+        offers = [item.action == "offer" for item in items]
+        sticky = [item.reason in STICKY for item in items]
+        arms = made.arm.tolist()
+        drawn = [
+            stands or (item.reason == Reason.BUDGET_EXHAUSTED and arm > 0)
+            for stands, item, arm in zip(sticky, items, arms, strict=True)
+        ]
+        probs = list(map(tuple, made.probs.tolist()))
+        # Many customers have the same: those of one choice among the same arms.
+        told = {each: _told(names, each) for each in set(probs)}
+        same = {
             "campaign_id": self.rules.campaign_id,
-            # The id of an erased customer is not written down again.
-            "customer_id": "erased" if self.erased[i] else item.customer_id,
             "window_id": self.window,
-            "sticky": reason in STICKY,
-            "action": item.action,
-            "arm": item.arm,
-            "reason": item.reason,
-            "holdout_kind": _HOLDOUTS.get(reason, "none"),
-            "is_exploration": item.is_exploration,
-            "assignment_prob": float(made.assignment_prob[i]),
-            "probs": None if kept is None else _encode(kept).decode(),
             "holdout_share": made.shares.h,
             "exploration_share": made.shares.exploration,
-            "response_propensity": item.response_propensity,
-            "uplift": item.uplift,
-            "expected_profit_micros": item.expected_incremental_profit_micros,
-            "expected_cost_micros": item.expected_cost_micros,
-            "reserved_micros": self.reserve[i],
             "realised_micros": 0,
-            "reservation": "held" if offer else "none",
-            "profile_state": item.profile_state,
-            "warnings": ",".join(item.warnings),
-            "valid_until": self.columns["valid_micros"][made.arm[i]] if offer else None,
-            "retry_at": self.columns["retry_micros"][i],
             "decided_at": micros(self.now),
             "sent_at": None,
             **self.columns["same"],
         }
+        each = {
+            "decision_id": decision_ids,
+            # The id of an erased customer is not written down again.
+            "customer_id": [
+                "erased" if erased else item.customer_id
+                for erased, item in zip(self.erased, items, strict=True)
+            ],
+            "sticky": sticky,
+            "action": [item.action for item in items],
+            "arm": [item.arm for item in items],
+            "reason": [item.reason for item in items],
+            "holdout_kind": [_HOLDOUTS.get(item.reason, "none") for item in items],
+            "is_exploration": [item.is_exploration for item in items],
+            "assignment_prob": made.assignment_prob.tolist(),
+            "probs": [told[p] if some else None for p, some in zip(probs, drawn, strict=True)],
+            "response_propensity": [item.response_propensity for item in items],
+            "uplift": [item.uplift for item in items],
+            "expected_profit_micros": [item.expected_incremental_profit_micros for item in items],
+            "expected_cost_micros": [item.expected_cost_micros for item in items],
+            "reserved_micros": self.reserve,
+            "reservation": ["held" if offer else "none" for offer in offers],
+            "profile_state": [item.profile_state for item in items],
+            "warnings": [",".join(item.warnings) for item in items],
+            "valid_until": [
+                valid[arm] if offer else None for offer, arm in zip(offers, arms, strict=True)
+            ],
+            "retry_at": self.columns["retry_micros"],
+        }
+        columns = tuple(each)
+        return [
+            same | dict(zip(columns, row, strict=True)) for row in zip(*each.values(), strict=True)
+        ]
+
+
+def _told(names: Sequence[str], probs: Iterable[float]) -> str:
+    """The arms that may be drawn and their probabilities, as JSON."""
+    return _encode({name: p for name, p in zip(names, probs, strict=True) if p > 0}).decode()
 
 
 def evaluate(
@@ -219,44 +245,45 @@ def _items(
         uplift = shortest(people.scores.cate[rows, shown])
     response = shortest(people.scores.response[rows])
     until = [None if end is None else timestamp(end) for end in ends]
-    profit = np.rint(made.expected_incremental_profit * MICROS).astype(np.int64).tolist()
-    cost = np.rint(made.expected_cost * MICROS).astype(np.int64).tolist()
-    probability = [round(p, 6) for p in made.assignment_prob.tolist()]
-    profiles = profile_states(scorer, rows, known)
-    columns = zip(
-        ids,
-        made.is_offer.tolist(),
-        made.arm.tolist(),
-        made.reason.tolist(),
-        made.is_holdout.tolist(),
-        made.is_exploration.tolist(),
-        known.tolist(),
-        strict=True,
-    )
-    return [
-        schemas.Decision(
-            index=i,
-            customer_id=customer,
-            decision_id=None,
-            action="offer" if offer else "none",
-            arm=names[arm],
-            coupon_id=names[arm] if offer else None,
-            reason=Reason(reason),
-            is_holdout=held,
-            is_exploration=drawn,
-            assignment_prob=probability[i],
-            response_propensity=response[i] if there else None,
-            uplift=uplift[i] if there else None,
-            expected_incremental_profit_micros=profit[i],
-            expected_cost_micros=cost[i],
-            profile_state=profiles[i],
-            sticky_hit=False,
-            valid_until=until[arm] if offer else None,
-            retry_at=shown_time(retry[i]),
-            warnings=warnings,
-        )
-        for i, (customer, offer, arm, reason, held, drawn, there) in enumerate(columns)
-    ]
+    offers, reasons = made.is_offer.tolist(), made.reason.tolist()
+    codes, there, chances = made.arm.tolist(), known.tolist(), made.assignment_prob.tolist()
+    # There are as many probabilities as ways to be assigned, far fewer than customers.
+    rounded = {chance: round(chance, 6) for chance in set(chances)}
+    columns: dict[str, Iterable[Any]] = {
+        "index": range(len(ids)),
+        "customer_id": ids,
+        "decision_id": repeat(None),
+        "action": ["offer" if offer else "none" for offer in offers],
+        "arm": [names[arm] for arm in codes],
+        "coupon_id": [
+            names[arm] if offer else None for offer, arm in zip(offers, codes, strict=True)
+        ],
+        "reason": [_REASONS[reason] for reason in reasons],
+        "is_holdout": made.is_holdout.tolist(),
+        "is_exploration": made.is_exploration.tolist(),
+        "assignment_prob": [rounded[chance] for chance in chances],
+        "response_propensity": [
+            value if seen else None for value, seen in zip(response, there, strict=True)
+        ],
+        "uplift": [value if seen else None for value, seen in zip(uplift, there, strict=True)],
+        "expected_incremental_profit_micros": _whole(made.expected_incremental_profit),
+        "expected_cost_micros": _whole(made.expected_cost),
+        "profile_state": profile_states(scorer, rows, known),
+        "sticky_hit": repeat(False),
+        "valid_until": [
+            until[arm] if offer else None for offer, arm in zip(offers, codes, strict=True)
+        ],
+        "retry_at": [shown_time(at) for at in retry],
+        "warnings": repeat(warnings),
+    }
+    # A thousand objects made from columns take a quarter of the time of as many calls by name.
+    return list(map(schemas.Decision, *(columns[f] for f in schemas.Decision.__struct_fields__)))
+
+
+def _whole(money: FloatArray) -> list[int]:
+    """Currency in millionths."""
+    found: list[int] = np.rint(money * MICROS).astype(np.int64).tolist()
+    return found
 
 
 def envelope(
@@ -331,6 +358,10 @@ def shortest(values: npt.NDArray[np.float32]) -> list[float | None]:
     """Each float32 as the double of its shortest decimals, which float32 reads back bit for bit;
     None for what is not finite."""
     finite = np.isfinite(values)
+    if len(values) >= MANY:
+        decimals = pa.array(values, mask=~finite).cast(pa.string()).cast(pa.float64())
+        found: list[float | None] = decimals.to_pylist()
+        return found
     return [
         float(text) if fine else None
         for text, fine in zip(values.astype("U16").tolist(), finite.tolist(), strict=True)

@@ -36,6 +36,12 @@ class CustomerRequest(Struct, forbid_unknown_fields=True, frozen=True):
     customer_id: Id
     context: Context | None = None
 
+    @property
+    def consent(self) -> bool | None:
+        """What is said of the customer's consent, if anything."""
+        said = None if self.context is None else self.context.get("consent")
+        return said if isinstance(said, bool) else None
+
 
 class DecisionsRequest(Struct, forbid_unknown_fields=True, frozen=True):
     """Decisions for distinct customers of one campaign."""

@@ -364,19 +364,24 @@ def decide(
 def _words(salt: bytes, label: str, scope: str, customer_ids: Sequence[str]) -> Words:
     """(n, 4) the HMAC-SHA256 digest of each customer as four unsigned integers."""
     prefix = f"{label}\x1f{scope}\x1f".encode()
+    words = np.frombuffer(digests(salt, prefix, customer_ids), dtype=">u8").astype(np.uint64)
+    return words.reshape(len(customer_ids), 4)
+
+
+def digests(salt: bytes, prefix: bytes, customer_ids: Sequence[str]) -> bytes:
+    """The HMAC-SHA256 digests of prefix + customer_id, 32 bytes each, one after the other."""
     key = hashlib.sha256(salt).digest() if len(salt) > _BLOCK else salt
     key = key.ljust(_BLOCK, b"\0")
     # HMAC written out (RFC 2104): both halves of the key are absorbed once, not per customer.
     inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in key) + prefix)
     outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in key))
-    digests = bytearray()
+    found = bytearray()
     for customer_id in customer_ids:
         message, keyed = inner.copy(), outer.copy()
         message.update(customer_id.encode())
         keyed.update(message.digest())
-        digests += keyed.digest()
-    words = np.frombuffer(bytes(digests), dtype=">u8").astype(np.uint64)
-    return words.reshape(len(customer_ids), 4)
+        found += keyed.digest()
+    return bytes(found)
 
 
 def _scaled(words: Words, size: int | npt.NDArray[Any]) -> IntArray:

@@ -6,13 +6,15 @@ import hmac
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import BigInteger, bindparam, exists, func, insert, select, tuple_, update
+from sqlalchemy import BigInteger, bindparam, exists, func, select, tuple_, update
 from sqlalchemy.engine import Connection, Row
 
 from serving.log.engine import Log
 from serving.log.schema import decisions, events, facts, refusals
+from uplift.policy import digests
 
 MICROSECOND = 1_000_000
 # Without a `sent` event in this time, an offer stops counting against contact caps.
@@ -33,6 +35,12 @@ def new_ids(count: int) -> list[str]:
 def customer_hash(salt: bytes, customer_id: str) -> str:
     """What stands for a customer in lists that must not hold ids."""
     return hmac.digest(salt, b"customer\x1f" + customer_id.encode(), "sha256").hex()
+
+
+def customer_hashes(salt: bytes, customer_ids: Sequence[str]) -> list[str]:
+    """`customer_hash` of each of them."""
+    text = digests(salt, b"customer\x1f", customer_ids).hex()
+    return [text[at : at + 64] for at in range(0, len(text), 64)]
 
 
 class Store:
@@ -72,16 +80,20 @@ class Store:
             )
         )
         self._by_id = select(decisions).where(log.among(_ID, "ids"))
-        self._insert: Any = insert(decisions)
-        if log.postgres:
-            self._insert = (
-                log.insert(decisions)
-                .on_conflict_do_nothing(
-                    index_elements=["campaign_id", "customer_id", "window_id"],
-                    index_where=decisions.c.sticky,
-                )
-                .returning(_ID)
+        self._insert = (
+            log.insert(decisions)
+            .on_conflict_do_nothing(
+                index_elements=["campaign_id", "customer_id", "window_id"],
+                index_where=decisions.c.sticky,
             )
+            .returning(_ID)
+        )
+        # SQLite takes the values of these columns as they are: to bind them one by one through
+        # SQLAlchemy takes longer than to insert them.
+        names = [column.name for column in decisions.columns]
+        places = ", ".join("?" * len(names))
+        self._plain = f"INSERT INTO decisions ({', '.join(names)}) VALUES ({places})"
+        self._values = itemgetter(*names)
         self._lost = (
             update(decisions)
             .where(bindparam("id") == _ID)
@@ -117,7 +129,7 @@ class Store:
         if not rows:
             return set()
         if not self.log.postgres:
-            connection.execute(self._insert, rows)
+            connection.exec_driver_sql(self._plain, [self._values(row) for row in rows])
             return set()
         # In one order everywhere, so that two transactions never wait for each other.
         ordered = sorted(rows, key=lambda r: (r["campaign_id"], r["customer_id"], r["window_id"]))
