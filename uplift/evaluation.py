@@ -113,7 +113,7 @@ def best_arm_on(
     """The arm (1..K) whose single-arm policy gains most on these rows; arms that no row may get
     are left out. `rank` holds the ranking that arm k would be sent by."""
     values = {
-        k: scored.gain.gain(single_arm(rank[k], k, p, spend_per_row)).value
+        k: float(scored.gain.gains(single_arm(rank[k], k, p, spend_per_row)).mean())
         for k in rank
         if p.allowed[:, k - 1].any()
     }

@@ -41,37 +41,43 @@ class World:
     end: str = "2026-03-02"  # exclusive end of the data (UTC midnight, a Monday)
     cells: int = 52
     waves: tuple[int, ...] = (36, 38, 40, 46, 48, 50)  # fortnights with a campaign
-    wave_share: float = 0.32  # share of all customers in one wave
+    wave_share: float = 0.27  # share of all customers in one wave
     control_share: float = 0.30
-    contact_cost: float = 0.10
+    contact_cost: float = 0.05
     margin_rate: float = 0.40
     coupons: tuple[Coupon, ...] = field(
         default_factory=lambda: (
-            Coupon("fix5", "fixed_off", {"off": 5.0}, 0.01, 0.38, 0.0, 0.8),
+            Coupon("fix5", "fixed_off", {"off": 5.0}, 0.02, 0.24, 0.0, 0.8),
             Coupon(
-                "save10", "threshold_off", {"threshold": 60.0, "off": 10.0}, 0.0, 0.31, 0.15, 1.0
-            ),
-            Coupon(
-                "pct12",
-                "percent_off",
-                {"rate_off": 0.12, "max_off": 15.0, "min_spend": 20.0},
-                0.0,
-                0.34,
-                0.10,
+                "save12",
+                "threshold_off",
+                {"threshold": 60.0, "off": 12.0},
+                0.01,
+                0.17,
+                0.15,
                 1.0,
             ),
-            Coupon("gift", "gift", {"unit_cost": 5.0, "min_spend": 25.0}, 0.0, 0.28, 0.05, 0.7),
+            Coupon(
+                "pct15",
+                "percent_off",
+                {"rate_off": 0.15, "max_off": 15.0, "min_spend": 20.0},
+                0.01,
+                0.20,
+                0.08,
+                1.2,
+            ),
+            Coupon("gift", "gift", {"unit_cost": 3.0, "min_spend": 25.0}, 0.01, 0.17, 0.05, 0.4),
         )
     )
     # who the customers are
     existing_share: float = 0.50  # already customers when the data begin
     registered_share: float = 0.15  # of the others: join without an order
     interval_log_mean: float = 4.25
-    interval_log_sd: float = 0.70
+    interval_log_sd: float = 0.75
     basket_floor: float = 8.0  # smallest order of the shop
     basket_log_mean: float = 3.40
-    basket_log_sd: float = 0.40
-    basket_log_noise: float = 0.30  # from order to order of one customer
+    basket_log_sd: float = 0.50
+    basket_log_noise: float = 0.40  # from order to order of one customer
     lines_extra: float = 1.75
     deal_hunters: float = 0.32
     deal_line_share: float = 0.75  # lines marked down in an order that is about deals
@@ -86,14 +92,14 @@ class World:
     season: float = 0.30
     consent_share: float = 0.90
     # how they respond
-    receptive_log_sd: float = 0.30  # what no table shows
+    receptive_log_sd: float = 0.35  # what no table shows
     fresh_at: float = 0.35  # share of the own interval below which nothing is needed yet
-    overdue_from: float = 1.0
+    overdue_from: float = 1.15
     overdue_until: float = 4.5
     redeem_base: float = 0.12  # share of orders that come anyway and still use the coupon
     redeem_deal: float = 0.83  # the same, added in proportion to the love of deals
-    deal_numbness: float = 0.95  # how much less a lover of deals is moved
-    annoyed_always: float = 0.26  # share of the orders of a full-price buyer that contact loses
+    deal_numbness: float = 0.85  # how much less a lover of deals is moved
+    annoyed_always: float = 0.16  # share of the orders of a full-price buyer that contact loses
     annoyed_recent: float = 0.45  # more, when the last offer is at most 28 days old
 
 
@@ -195,12 +201,12 @@ def respond(world: World, traits: Traits, state: State, day_of_year: float) -> R
     weekend = expit((traits.weekend - 0.5) / 0.08)
     broad = expit((traits.breadth - 4.5) / 0.5)
     match = {
-        "fixed_off": late * (0.8 + 0.2 * cooling),
+        "fixed_off": late * (0.6 + 0.4 * cooling),
         "threshold_off": big,
         "percent_off": weekend,
         "gift": broad,
     }
-    moved = (1 - world.deal_numbness * traits.deal) * alive * (0.3 + 0.7 * fresh)
+    moved = (1 - world.deal_numbness * traits.deal) * alive * (0.1 + 0.9 * fresh)
     full_price = expit((0.22 - traits.deal) / 0.05)
     harm = full_price * (world.annoyed_always + world.annoyed_recent * state.contacted)
 

@@ -116,12 +116,13 @@ def test_the_check_would_notice_a_wrong_truth(seen: pd.DataFrame, measure: str) 
 
 
 def test_effects_differ_between_customers_and_are_not_free_money(seen: pd.DataFrame) -> None:
+    best = seen[[f"tau_profit_{arm}" for arm in ARMS]]
     for arm in ARMS:
         effect = seen[f"tau_profit_{arm}"]
-        assert -0.6 < effect.mean() < 0.1, arm  # sending to everybody does not pay
+        # One coupon for everybody brings little of what each customer's own would, or loses.
+        assert -0.6 < effect.mean() < 0.4 * best.max(axis=1).clip(lower=0).mean(), arm
         assert 0.15 < (effect > 0).mean() < 0.6, arm
         assert abs(seen[f"tau_conversion_{arm}"].mean()) < 0.05, arm
-    best = seen[[f"tau_profit_{arm}" for arm in ARMS]]
     share = best[best.max(axis=1) > 0].idxmax(axis=1).value_counts(normalize=True)
     assert share.min() > 0.1
     assert 0.08 < seen["p_conversion_control"].mean() < 0.25

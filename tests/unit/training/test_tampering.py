@@ -203,14 +203,14 @@ def test_shares_that_contradict_the_design_are_stopped_by_name(
     shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fewer(frame: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-        return frame[(frame["arm"] != "save10") | (rng.random(len(frame)) < 0.7)]
+        return frame[(frame["arm"] != "save12") | (rng.random(len(frame)) < 0.7)]
 
     message = stopped(configured(tmp_path, tampered(tmp_path, shop, fewer)), capsys)
     assert message.startswith("error: sample ratio")
     assert "sample ratio mismatch" in message
     shares = message.split("mismatch: arms ")[1].split(", by the design ")
-    assert float(shares[0].split("save10 ")[1].split(",")[0]) < 0.15
-    assert "save10 0.1750" in shares[1]
+    assert float(shares[0].split("save12 ")[1].split(",")[0]) < 0.15
+    assert "save12 0.1750" in shares[1]
 
 
 def judged(folder: Path, frame: pd.DataFrame, **sections: object) -> Diagnostics:
