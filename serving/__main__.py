@@ -388,7 +388,7 @@ def _explain(config: Config, options: argparse.Namespace) -> int:
 
 def _plan(config: Config, options: argparse.Namespace) -> int:
     from serving.load import resolve
-    from serving.plan import make_plan, plan_summary, write_plan
+    from serving.plan import keep_plan, make_plan, plan_summary, write_plan
     from serving.population import from_features, from_source
 
     moment = config.as_of(parse_time(options.as_of, "--as-of") if options.as_of else None)
@@ -398,8 +398,9 @@ def _plan(config: Config, options: argparse.Namespace) -> int:
     else:
         population = from_source(config, model.bundle, moment, threads=0)
     planned = make_plan(population, model, config)
-    write_plan(planned, config, options.out)
+    written = write_plan(planned, config, options.out)
     print(plan_summary(planned, config, options.out))
+    print(keep_plan(planned, model, written))
     return 0
 
 

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -94,6 +95,26 @@ class MlflowRegistry:
         except Exception as error:
             raise RegistryUnreachable(f"{type(error).__name__} at the download") from error
         return Path(folder) / BUNDLE_PATH
+
+    def keep(self, name: str, version: str, files: Sequence[Path], folder: str) -> str:
+        """Log files as artifacts of the run that a version comes from; returns the run's id."""
+        if self.uri.startswith("sqlite:///") and not Path(self.uri[10:]).is_file():
+            raise RegistryUnreachable(f"there is no {self.uri[10:]}")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        from mlflow.tracking import MlflowClient
+
+        try:
+            client = MlflowClient(self.uri)
+            run = client.get_model_version(name, version).run_id
+            if not run:
+                raise RegistryUnreachable(f"version {version} belongs to no run")
+            for path in files:
+                client.log_artifact(run, str(path), folder)
+        except RegistryUnreachable:
+            raise
+        except Exception as error:
+            raise RegistryUnreachable(type(error).__name__) from error
+        return str(run)
 
 
 @dataclass(frozen=True)

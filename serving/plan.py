@@ -9,8 +9,9 @@ says so.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from matplotlib import rcdefaults
 from features.config import Config
 from features.errors import ConfigError
 from serving.campaign import Campaign, config_digest, limits_of
-from serving.load import LoadedModel, write_atomically
+from serving.load import LoadedModel, MlflowRegistry, RegistryUnreachable, write_atomically
 from serving.plan_limits import Within, within_limits
 from serving.population import Population
 from serving.score import SIMULATED, write_bytes
@@ -178,6 +179,17 @@ def write_plan(planned: Planned, config: Config, out: Path) -> list[Path]:
         ]
     write_atomically(out / "plan.json", written)
     return [out / name for name in FILES]
+
+
+def keep_plan(planned: Planned, model: LoadedModel, written: Sequence[Path]) -> str:
+    """Log the written files as MLflow artifacts of the run that trained the model, in a folder of
+    the plan's moment; says where, or why not: a plan is worth as much without."""
+    folder = f"plan/{datetime.fromisoformat(planned.facts['as_of']):%Y-%m-%dT%H%M%SZ}"
+    try:
+        run = MlflowRegistry().keep(model.name, model.version, written, folder)
+    except RegistryUnreachable as error:
+        return f"not logged to MLflow: {error}"
+    return f"logged to MLflow: {folder} of run {run}"
 
 
 def plan_summary(planned: Planned, config: Config, out: Path) -> str:

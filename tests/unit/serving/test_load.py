@@ -135,3 +135,28 @@ def test_a_model_of_an_mlflow_registry(shop: Shop, shelf: Shelf, tmp_path: Path)
     assert model.registered_at is not None
     assert abs(datetime.now(UTC) - model.registered_at) < timedelta(hours=1)
     assert current_model(shop.config, tmp_path / "data").registered_at == model.registered_at
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_files_are_kept_with_the_run_that_a_version_comes_from(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    registry = MlflowRegistry(uri)
+    told = tmp_path / "plan.csv"
+    told.write_text("budget\n1\n")
+    with pytest.raises(RegistryUnreachable, match="there is no"):
+        registry.keep("spring", "1", [told], "plan/now")
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("spring", artifact_location=(tmp_path / "a").as_uri())
+    run = client.create_run(experiment).info.run_id
+    client.create_registered_model("spring")
+    for run_id in (run, None):
+        client.create_model_version("spring", source=tmp_path.as_uri(), run_id=run_id)
+    assert registry.keep("spring", "1", [told], "plan/now") == run
+    assert [a.path for a in client.list_artifacts(run, "plan/now")] == ["plan/now/plan.csv"]
+    assert Path(client.download_artifacts(run, "plan/now/plan.csv")).read_text() == told.read_text()
+    with pytest.raises(RegistryUnreachable, match="version 2 belongs to no run"):
+        registry.keep("spring", "2", [told], "plan/now")
+    with pytest.raises(RegistryUnreachable, match="MlflowException"):
+        registry.keep("spring", "9", [told], "plan/now")

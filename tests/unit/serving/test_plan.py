@@ -13,8 +13,8 @@ import pytest
 
 from features.config import Config
 from features.errors import ConfigError
-from serving.load import LoadedModel
-from serving.plan import make_plan, plan_summary, read_plan, write_plan
+from serving.load import LoadedModel, MlflowRegistry
+from serving.plan import keep_plan, make_plan, plan_summary, read_plan, write_plan
 from serving.score import summary, write_decisions
 from tests.unit.serving.small_shop import SALT, Shop, make_config
 from uplift.evaluation import BEST_RANDOM, Predictions, Scored
@@ -142,6 +142,24 @@ def test_the_files_say_one_thing(shop: Shop, model: LoadedModel, tmp_path: Path)
     told = plan_summary(made, shop.config, tmp_path / "plan")
     assert f"recommended: {made.plan.recommended:,.0f}" in told
     assert f"the budget of 120 brings {made.plan.gain_at(120).value:,.0f}" in told
+
+
+def test_a_plan_is_worth_as_much_without_mlflow(
+    shop: Shop, model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_plan(shop.population, model, shop.config)
+    paths = write_plan(made, shop.config, tmp_path / "plan")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
+    assert keep_plan(made, model, paths).startswith("not logged to MLflow: there is no")
+    asked: list[tuple[object, ...]] = []
+
+    def keep(_: MlflowRegistry, *given: object) -> str:
+        asked.append(given)
+        return "r1"
+
+    monkeypatch.setattr(MlflowRegistry, "keep", keep)
+    assert keep_plan(made, model, paths) == "logged to MLflow: plan/2026-01-01T000000Z of run r1"
+    assert asked == [("spring", "3", paths, "plan/2026-01-01T000000Z")]
 
 
 def test_the_summary_of_decisions_tells_the_planned_gain(
