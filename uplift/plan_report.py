@@ -14,6 +14,14 @@ from uplift.planning import BudgetPlan, PlanPoint
 from uplift.scores import Estimate
 
 INK, ACCENT, MUTED = "#1b3a57", "#d1495b", "#8d99ae"
+# Dashes and colours of the rivals, told apart without colours too.
+_LINES: tuple[tuple[Any, str], ...] = (
+    ("--", "#5b7c99"),
+    ("-.", "#2f6f4f"),
+    (":", "#9c6b30"),
+    ((0, (6, 1)), MUTED),
+    ((0, (1, 1)), "#6b5b95"),
+)
 SHOWN = (0.05, 0.25, 0.5, 1.0)
 
 
@@ -98,9 +106,11 @@ def plan_figure(plan: BudgetPlan, title: str, subtitle: str, unit: str) -> Figur
         budgets, [g.lo for g in gains], [g.hi for g in gains], color=ACCENT, alpha=0.18, lw=0
     )
     above.plot(budgets, [g.value for g in gains], color=ACCENT, lw=2, label=plan.policy)
-    for name, dash in zip(plan.points[-1].rivals, _dashes(), strict=False):
+    for name, (dash, color) in zip(plan.points[-1].rivals, _LINES, strict=False):
         values = [point.rivals[name].value for point in plan.points]
-        above.plot(budgets, values, color=MUTED, ls=dash, lw=1.3, label=name.replace("_", " "))
+        coupon = f" ({plan.rival_arms[name]})" if name in plan.rival_arms else ""
+        label = name.replace("_", " ") + coupon
+        above.plot(budgets, values, color=color, ls=dash, lw=1.4, label=label)
     if plan.full_budget:
         above.axvline(plan.recommended, color=INK, lw=1, ls=":", label="recommended")
     above.axhline(0, color="black", lw=0.8)
@@ -118,10 +128,6 @@ def plan_figure(plan: BudgetPlan, title: str, subtitle: str, unit: str) -> Figur
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     return figure
-
-
-def _dashes() -> Sequence[Any]:
-    return ["--", "-.", ":", (0, (5, 1)), (0, (1, 1))]
 
 
 def _named(name: str, e: Estimate) -> dict[str, float]:
