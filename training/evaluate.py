@@ -11,7 +11,7 @@ import numpy as np
 from features.config import Config
 from training.dataset import Dataset
 from training.fit import Models
-from uplift.bundle import Money, ScoringBundle
+from uplift.bundle import Money, Scores, ScoringBundle
 from uplift.calibration import Calibration, cross_calibrated, fit_calibration
 from uplift.costs import calibrate_costs, unchanged
 from uplift.data import BoolArray, FloatArray, TrainingSet, stream
@@ -161,9 +161,13 @@ def make_bundle(
     )
 
 
-def predict(bundle: ScoringBundle, data: TrainingSet, threads: int) -> Predictions:
-    """What the bundle would say of these rows, exactly as it is served."""
-    scores = bundle.score(data.X, threads)
+def predict(bundle: ScoringBundle, models: Models) -> Predictions:
+    """What the bundle would say of the test rows, exactly as it is served."""
+    return predictions_of(bundle, bundle.at(models.at_test), models.test)
+
+
+def predictions_of(bundle: ScoringBundle, scores: Scores, data: TrainingSet) -> Predictions:
+    """The bundle's scores of these rows, with the arms that they may get."""
     return Predictions(
         scores.reward.astype(np.float64),
         scores.cost.astype(np.float64),
@@ -197,18 +201,17 @@ def evaluate(models: Models, dataset: Dataset, config: Config, population: int) 
     """
     budget = config.policy.budget
     per_row = None if budget is None else budget / population
-    threads = config.training.threads
     train, test = models.train, models.test
     money = models.money
     on_train = scored_rows(train, money, models.costs.oof, money.mu, train.reward)
-    test_costs = models.costs.model.predict(test.X, threads)
+    test_costs = models.costs.model.at(models.at_test)
     on_test = scored_rows(test, money, test_costs, money.mean_on(test.X), test.reward)
     candidates = []
     for fitted in models.learners.values():
         prepared = calibrate(fitted, models, dataset, config, on_train, per_row)
         candidates.append(_judge(prepared, models, config, on_train, on_test, per_row))
     chosen = _choose(candidates, on_train, models, config, per_row)
-    predictions = predict(chosen.bundle, test, threads)
+    predictions = predict(chosen.bundle, models)
     held = out_of_fold(chosen.bundle, chosen.oof, models)
     arms = choose_rivals(on_train, held, per_row)
     spend = chosen.value.predicted_spend
@@ -378,7 +381,7 @@ def _judge(
     bundle, least = prepared.bundle, config.policy.min_incremental_profit
     held = out_of_fold(bundle, prepared.oof, models)
     choice, price = solve(held, per_row, least)
-    p = predict(bundle, models.test, config.training.threads)
+    p = predict(bundle, models)
     policy = model_policy(p, per_row, least)
     value = on_test.value(bundle.policy, policy, p.cost)
     rivals = rival_policies(p, choose_rivals(on_train, held, per_row), value.predicted_spend)

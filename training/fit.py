@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,7 +23,7 @@ from uplift.data import (
     split_customers,
     stream,
 )
-from uplift.effects import EffectModel
+from uplift.effects import EffectModel, TermValues
 from uplift.learners import LEARNERS, Fitted, make_learner
 from uplift.nuisances import Problem, prepare
 from uplift.offers import Offer
@@ -61,6 +61,11 @@ class Models:
     response: FittedResponse
     offers: tuple[Offer, ...]
     tuning: Trials | None = None
+
+    @cached_property
+    def at_test(self) -> TermValues:
+        """What the models' terms give at the test rows, each computed once."""
+        return TermValues(self.test.X, self.outcome.settings.threads)
 
 
 def settings_of(config: Config, rows: int) -> Settings:

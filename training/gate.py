@@ -237,13 +237,13 @@ class _Gate:
         costs = costs_on(oof, models)
         bundle = make_bundle(models, self.dataset, config, effects, name, only, costs)
         price = solve(out_of_fold(bundle, oof, models), per_row, least)[1]
-        p = predict(bundle, models.test, config.training.threads)
+        p = predict(bundle, models)
         value = e.scored.value(name, model_policy(p, per_row, least), p.cost)
         return _Contender(name, bundle, value, price)
 
     def at_random(self, contender: _Contender) -> Estimate:
         """The contender against its own offers at random, at equal cost."""
-        p = predict(contender.bundle, self.models.test, self.config.training.threads)
+        p = predict(contender.bundle, self.models)
         policy = random_policy(p, contender.value.predicted_spend)
         rivals = {RANDOM: policy}
         scored = self.evaluation.scored

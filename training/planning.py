@@ -39,7 +39,7 @@ def plan_of(
         bundle.policy,
         bundle.arms,
         evaluation.scored,
-        predict(bundle, models.test, config.training.threads),
+        predict(bundle, models),
         stream(config.training.seed, "plan"),
         rivals={rival: names.index(arm) + 1 for rival, arm in evaluation.rival_arms.items()},
         min_profit=config.policy.min_incremental_profit,

@@ -57,7 +57,7 @@ def save_rows(
         }
     )
     columns = {f"x_{f}": data.X[:, i] for i, f in enumerate(data.schema.names)}
-    served = predict(verdict.bundle, models.test, config.training.threads)
+    served = predict(verdict.bundle, models)
 
     def held_out(values: FloatArray, kind: type[np.floating[Any]]) -> npt.NDArray[Any]:
         column = np.full(len(data), np.nan, dtype=kind)

@@ -25,7 +25,7 @@ from lightgbm.basic import LightGBMError
 from uplift.calibration import Calibrated, Calibration
 from uplift.costs import TERMS, calibrated, in_order
 from uplift.data import Float32Array, FloatArray, Schema
-from uplift.effects import EffectModel
+from uplift.effects import EffectModel, TermValues
 from uplift.errors import BundleError, UpliftError
 from uplift.offers import Offer, ladder, parse_offers
 from uplift.response import ResponseModel
@@ -140,12 +140,16 @@ class ScoringBundle:
             raise BundleError(
                 f"expected {len(self.schema.names)} features, found an array of shape {X.shape}"
             )
-        X = np.ascontiguousarray(X, dtype=np.float32)
-        cate = self.calibrated_effects.predict(X, threads)
-        cost = self.expected_costs(self.costs.predict(X, threads), cate)
+        return self.at(TermValues(np.ascontiguousarray(X, dtype=np.float32), threads))
+
+    def at(self, values: TermValues) -> Scores:
+        """Scores at the rows of `values`; what another bundle of the same terms has asked is not
+        computed again."""
+        cate = self.calibrated_effects.at(values)
+        cost = self.expected_costs(self.costs.at(values), cate)
         reward = self.money.reward(cate, cost, self.offers)
-        missing = np.full(len(X), np.nan)
-        response = missing if self.response is None else self.response.predict(X, threads)
+        missing = np.full(len(cate), np.nan)
+        response = missing if self.response is None else self.response.at(values)
         return Scores(
             cate.astype(np.float32),
             reward.astype(np.float32),

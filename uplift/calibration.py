@@ -22,7 +22,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from uplift.data import BoolArray, Float32Array, FloatArray, IntArray
-from uplift.effects import EffectModel
+from uplift.effects import EffectModel, TermValues
 from uplift.errors import BundleError, DesignError
 from uplift.scores import (
     Estimate,
@@ -216,7 +216,11 @@ class Calibrated:
 
     def predict(self, X: Float32Array, threads: int = 0) -> FloatArray:
         """(n, K) calibrated effects at X (n, d)."""
-        return self.calibration(self.model.predict(X, threads))
+        return self.at(TermValues(X, threads))
+
+    def at(self, values: TermValues) -> FloatArray:
+        """(n, K) calibrated effects at the rows of `values`."""
+        return self.calibration(self.model.at(values))
 
 
 def isotonic(predicted: FloatArray, contrast: FloatArray, min_rows: int = 1) -> ArmCalibration:

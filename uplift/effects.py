@@ -136,6 +136,21 @@ class ForestTerm:
 _FOREST_ARRAYS = ("feature", "threshold", "missing_left", "left", "right", "leaf", "roots")
 
 
+class TermValues:
+    """Values of terms at the rows of one matrix X (n, d), each computed once, however many models
+    share it."""
+
+    def __init__(self, X: Float32Array, threads: int = 0) -> None:
+        self.X, self.threads = X, threads
+        # With the term itself: an id alone could come again when the term is gone.
+        self._known: dict[int, tuple[Term, FloatArray]] = {}
+
+    def __call__(self, term: Term) -> FloatArray:
+        if id(term) not in self._known:
+            self._known[id(term)] = (term, term.value(self.X, self.threads))
+        return self._known[id(term)][1]
+
+
 @dataclass(frozen=True)
 class EffectModel:
     """(K,) constants and terms, each with its (K,) weights."""
@@ -149,11 +164,15 @@ class EffectModel:
 
     def predict(self, X: Float32Array, threads: int = 0) -> FloatArray:
         """(n, K) predicted values, for X of shape (n, d)."""
-        total = np.tile(self.constant, (len(X), 1))
+        return self.at(TermValues(X, threads))
+
+    def at(self, values: TermValues) -> FloatArray:
+        """(n, K) predicted values at the rows of `values`."""
+        total = np.tile(self.constant, (len(values.X), 1))
         for term, weights in self.terms:
             # One column at a time, in a fixed order: a row's sum must not depend on how many
             # rows are scored with it.
-            value = term.value(X, threads)
+            value = values(term)
             for k in np.flatnonzero(weights):
                 total[:, k] += weights[k] * value
         return total

@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 
 from uplift.boosting import Binned, Settings, cross_fit
 from uplift.data import Float32Array, FloatArray, IntArray
-from uplift.effects import TERMS, EffectModel, sigmoid
+from uplift.effects import TERMS, EffectModel, TermValues, sigmoid
 
 _EPS = 1e-7
 
@@ -32,7 +32,11 @@ class ResponseModel:
 
     def predict(self, X: Float32Array, threads: int = 0) -> FloatArray:
         """(n,) probabilities in (0, 1)."""
-        return sigmoid(self.intercept + self.slope * self.log_odds.predict(X, threads)[:, 0])
+        return self.at(TermValues(X, threads))
+
+    def at(self, values: TermValues) -> FloatArray:
+        """(n,) probabilities at the rows of `values`."""
+        return sigmoid(self.intercept + self.slope * self.log_odds.at(values)[:, 0])
 
     def to_files(self, prefix: str) -> tuple[dict[str, Any], dict[str, bytes]]:
         spec, files = self.log_odds.to_files(prefix)

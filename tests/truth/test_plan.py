@@ -22,12 +22,12 @@ from benchmarks.truth import Truth, read_truth
 from features.config import Config, load_config
 from features.sources import open_source
 from training.dataset import Dataset, build_dataset
-from training.evaluate import Evaluation, evaluate, predict
+from training.evaluate import Evaluation, evaluate, predictions_of
 from training.fit import Models, fit_models
 from training.planning import plan_of
 from training.train import offers_of
 from uplift.allocation import allocate
-from uplift.data import BoolArray, FloatArray, IntArray
+from uplift.data import BoolArray, FloatArray, IntArray, TrainingSet
 from uplift.evaluation import BEST_UPLIFT, RANDOM, Predictions, rival_policies
 from uplift.gain_curve import GainCurve, gain_curve
 from uplift.planning import BudgetPlan, PlanPoint
@@ -134,10 +134,15 @@ def path_of(p: Predictions) -> GainCurve:
     return gain_curve(nothing, p.reward, p.cost, eligible=p.allowed)
 
 
+def predictions_on(evaluation: Evaluation, rows: TrainingSet) -> Predictions:
+    bundle = evaluation.chosen.bundle
+    return predictions_of(bundle, bundle.score(rows.X, 1), rows)
+
+
 def one_experiment(shop: Shop, number: int) -> Experiment:
     _, evaluation, plan = trained(shop, shop.experiment == number, CUSTOMERS)
     apart = shop.experiment == -1
-    path = path_of(predict(evaluation.chosen.bundle, shop.whole.training.rows(apart), 1))
+    path = path_of(predictions_on(evaluation, shop.whole.training.rows(apart)))
     held = evaluation.predictions
     n, points = len(held.reward), points_of(plan)
     policies = [path.policy_at(p.budget) for p in points]
@@ -178,7 +183,7 @@ def large(shop: Shop) -> tuple[dict[str, list[Estimate]], list[CostLine]]:
     some, apart = shop.experiment >= 0, shop.experiment == -1
     models, evaluation, plan = trained(shop, some, EXPERIMENTS * CUSTOMERS)
     population = shop.whole.training.rows(apart)
-    there = predict(evaluation.chosen.bundle, population, 1)
+    there = predictions_on(evaluation, population)
     path, tau = path_of(there), shop.truth.tau[apart]
     arms = {rival: plan.arms.index(arm) + 1 for rival, arm in evaluation.rival_arms.items()}
     ahead: dict[str, list[Estimate]] = {}
