@@ -25,6 +25,7 @@ _TEXTS = {
     403: "The API key does not have the scope",
     404: "Not found",
     405: "Method not allowed",
+    408: "The body did not come in time",
     409: "In conflict with what is stored",
     410: "Gone",
     412: "The precondition does not hold",
@@ -47,7 +48,8 @@ def answers(model: str, description: str, *problems: int, ok: int = 200) -> dict
         ok: {"description": description, "content": {"application/json": {"schema": schema}}}
     }
     problem = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    for status in problems:
+    # Where a body may be too large it may be too slow as well.
+    for status in (*problems, *((408,) if 413 in problems else ())):
         found[status] = {"description": _TEXTS[status], "content": problem}
     return found
 

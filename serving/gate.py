@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
@@ -19,6 +20,8 @@ from serving.scorer import Scorer
 from serving.service import Service
 
 MAX_DEPTH = 8
+# The largest body comes in this time at 100 kB/s.
+BODY_SECONDS = 20.0
 _VISIBLE = re.compile(r"[\x21-\x7e]{1,255}\Z")
 _QUOTED = re.compile(r'"([\x21\x23-\x7e]{1,253})"\Z')
 
@@ -109,7 +112,8 @@ def once_of(headers: Headers, key: Key, route: str, body: bytes) -> Once | None:
 
 
 async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
-    """The body, refused as soon as it is known to be of another type or larger than `limit`."""
+    """The body, refused as soon as it is known to be of another type or larger than `limit`, and
+    when it has not come whole in BODY_SECONDS. Raises ProblemError."""
     media = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
     encoding = headers.get(b"content-encoding", b"identity").lower()
     if media != b"application/json" or encoding != b"identity":
@@ -117,6 +121,15 @@ async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
     declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared[:20]) > limit:
         raise ProblemError("too_large")
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await _whole(receive, limit)
+    except TimeoutError:
+        # What comes later must not be taken for another request.
+        raise ProblemError("slow_body", headers={"Connection": "close"}) from None
+
+
+async def _whole(receive: Receive, limit: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:

@@ -34,7 +34,7 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self.rejections = Counter(
-            "rejections", "Requests refused by quota or overload", ("code",), namespace=name,
+            "rejections", "Requests refused by quota or overload, and connections that stalled", ("code",), namespace=name,
             registry=registry,
         )  # fmt: skip
         self.commit_seconds = Histogram(

@@ -29,6 +29,7 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "unknown_customer": (404, "There is no such customer"),
     "unknown_job": (404, "There is no such job"),
     "method_not_allowed": (405, "This address does not know this method"),
+    "slow_body": (408, "The body did not come in time"),
     "in_flight": (409, "A request with this Idempotency-Key is being answered"),
     "immutable_field": (409, "This can't be changed after the campaign's start"),
     "cap_too_low": (409, "More is promised or spent already than the cap allows"),

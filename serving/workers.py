@@ -34,6 +34,7 @@ from serving.metrics import FOLDER, empty_folder
 from serving.salt import load_salt
 from serving.scorer import Scorer
 from serving.snapshot import ensure_snapshot
+from serving.stalled import Stalled
 from serving.startup import open_service, register_configured
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -139,6 +140,7 @@ class Server(uvicorn.Server):
         super().__init__(settings)
         self._holder, self._drain, self._beat, self._lines = holder, drain, beat, lines
         self._until: float | None = None
+        self._stalled = Stalled()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal begins to drain; the second stops at once."""
@@ -151,9 +153,17 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         self._beat()
         self._lines.flush()
+        if counter % 10 == 0:
+            self._let_go()
         if self._until is not None and time.monotonic() >= self._until:
             self.should_exit = True
         return await super().on_tick(counter)
+
+    def _let_go(self) -> None:
+        """End connections of clients that neither send nor read."""
+        ended = self._stalled.end(self.server_state.connections)
+        if ended and self._holder.service is not None:
+            self._holder.service.metrics.rejections.labels("stalled").inc(ended)
 
 
 def run(config: Config, start: Start) -> int:

@@ -11,6 +11,9 @@ from typing import Any
 
 import uvicorn
 
+from serving.gate import Holder
+from serving.workers import Lines, Server
+
 
 @contextmanager
 def listening(app: Any) -> Iterator[int]:
@@ -18,9 +21,8 @@ def listening(app: Any) -> Iterator[int]:
     with socket.socket() as door:
         door.bind(("127.0.0.1", 0))
         port = int(door.getsockname()[1])
-        server = uvicorn.Server(
-            uvicorn.Config(app, access_log=False, log_level="warning", lifespan="off")
-        )
+        settings = uvicorn.Config(app, access_log=False, log_level="warning", lifespan="off")
+        server = Server(settings, getattr(app, "holder", Holder()), 0.0, lambda: None, Lines())
         thread = threading.Thread(target=server.run, args=([door],), daemon=True)
         thread.start()
         until = time.monotonic() + 20

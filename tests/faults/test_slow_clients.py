@@ -6,12 +6,13 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
+from serving import gate, stalled
 from serving.limits import IN_FLIGHT_REQUESTS
 from tests.faults.listening import listening
 from tests.unit.serving.answering import Client, asked, serving
@@ -75,3 +76,89 @@ def test_answers_that_nobody_reads_hold_up_nobody(running: Running) -> None:
         time.sleep(1.0)
         served(port, *IDS[40:50])
         assert client.service.in_flight.requests == 0  # the work itself is done
+
+
+def heard(sock: socket.socket) -> bytes:
+    """Everything until the other side ends the connection."""
+    found = b""
+    while part := sock.recv(65536):
+        found += part
+    return found
+
+
+PUT = (
+    b"PUT /v1/campaigns/c HTTP/1.1\r\nHost: test\r\nIf-None-Match: *\r\n"
+    b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("begun", "more"),
+    [(head(500), b"{"), (head(500).replace(b"decisions", b"events"), b"{"), (PUT, b"1\r\n{\r\n")],
+    ids=["decisions", "events", "campaigns"],
+)
+def test_a_body_has_its_time(
+    running: Running, monkeypatch: pytest.MonkeyPatch, begun: bytes, more: bytes
+) -> None:
+    """Also of a client that goes on sending, and what it sends later is no request."""
+    client, port = running
+    monkeypatch.setattr(gate, "BODY_SECONDS", 0.5)
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+        sock.sendall(begun)
+        for _ in range(4):
+            time.sleep(0.1)
+            sock.sendall(more)
+        answer = heard(sock)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    first, _, body = answer.partition(b"\r\n\r\n")
+    assert b"connection: close" in first.lower()
+    assert json.loads(body)["code"] == "slow_body"
+    assert client.service.in_flight.requests == 0
+    served(port, "c-032")
+
+
+def test_a_head_that_never_comes_takes_no_place_for_long(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, port = running
+    monkeypatch.setattr(stalled, "STALLED_SECONDS", 0.5)
+    silent, dribbling, late = (
+        socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(3)
+    )
+    whole = json.dumps(asked("c-033")).encode()
+    begun = time.monotonic()
+    late.sendall(head(len(whole)) + whole)
+    assert late.recv(65536).startswith(b"HTTP/1.1 200")
+    late.sendall(b"POST /v1/decisions HTT")
+    with silent, dribbling, late:
+        for byte in b"GET /livez HTTP/1.1\r\nHost: a-name-without-end":
+            try:
+                dribbling.sendall(bytes([byte]))
+            except OSError:
+                break
+            time.sleep(0.1)
+        for sock in (silent, dribbling, late):
+            with suppress(ConnectionResetError):
+                assert sock.recv(1) == b""
+    assert time.monotonic() - begun > 0.5
+    assert client.service.metrics.rejections.labels("stalled")._value.get() == 3
+    served(port, "c-034")
+
+
+def test_an_answer_that_nobody_reads_is_given_up(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, port = running
+    monkeypatch.setattr(stalled, "STALLED_SECONDS", 0.5)
+    body = json.dumps(asked(*IDS, *(f"k{i}" for i in range(700)), dry_run=True)).encode()
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(10)
+        sock.connect(("127.0.0.1", port))
+        sock.sendall((head(len(body)) + body) * 20)
+        counter = client.service.metrics.rejections.labels("stalled")._value
+        until = time.monotonic() + 20
+        while not counter.get() and time.monotonic() < until:
+            time.sleep(0.1)
+        assert counter.get() == 1
+    served(port, "c-035")
