@@ -34,8 +34,8 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self.rejections = Counter(
-            "rejections", "Requests refused by quota or overload, and connections that stalled", ("code",), namespace=name,
-            registry=registry,
+            "rejections", "Requests refused by quota or overload, and stalled connections",
+            ("code",), namespace=name, registry=registry,
         )  # fmt: skip
         self.commit_seconds = Histogram(
             "commit_seconds", "Time of a group of decisions until its commit", namespace=name,
