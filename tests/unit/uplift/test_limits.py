@@ -170,6 +170,36 @@ def test_wider_limits_never_lower_the_bound_and_less_eligibility_never_raises_it
     assert allocate_jointly(reward, kept, eligible=fewer).upper_bound <= plain + 1e-9
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_another_coupon_never_lowers_the_bound_and_whole_plans_follow_within_their_loss(
+    seed: int,
+) -> None:
+    """What a linear optimum owes to whole numbers is what its split customers bring: of a wider,
+    richer or narrower campaign the whole plan is no more than that on the wrong side."""
+    reward, kept, allowed = campaign(seed)
+    rng = np.random.default_rng(200 + seed)
+    plain = allocate_jointly(reward, kept, eligible=allowed)
+    n = len(reward)
+    dear = np.column_stack([kept[0].uses, rng.uniform(0.0, 2.0, n)])
+    wide = [Limit("budget", dear, kept[0].most)]
+    for each in kept[1:]:
+        use = np.broadcast_to(each.uses, reward.shape)
+        # The new coupon is a send as well, and not a piece of the others' stock.
+        theirs = use[:, 0] if each.name == "sms" else np.zeros(n)
+        wide.append(replace(each, uses=np.column_stack([use, theirs])))
+    more = allocate_jointly(
+        np.column_stack([reward, rng.normal(0.5, 1.0, n)]), wide,
+        eligible=np.column_stack([allowed, np.ones(n, dtype=bool)]),
+    )  # fmt: skip
+    looser = [replace(each, most=1.5 * each.most + 1.0) for each in kept]
+    richer = allocate_jointly(reward, looser, eligible=allowed)
+    fewer = allocate_jointly(reward, kept, eligible=allowed & (rng.random(reward.shape) < 0.7))
+    for better, worse in ((more, plain), (richer, plain), (plain, fewer)):
+        assert better.upper_bound >= worse.upper_bound - 1e-9
+        assert better.value >= worse.value - better.gap - 1e-9
+        assert better.gap <= better.split * max(reward.max(), 5.0)
+
+
 def test_by_hand() -> None:
     # Both want the first coupon; there is one. The second customer has the better other choice.
     reward = np.array([[5.0, 1.0], [6.0, 4.0]])
