@@ -144,7 +144,10 @@ def first_reason(n: int, refusals: Sequence[tuple[Reason, BoolArray | bool]]) ->
     of the table of reasons, each with (n,) whom it concerns, or whether everyone."""
     reason = np.full(n, None, dtype=object)
     for code, holds in reversed(refusals):
-        reason[np.broadcast_to(holds, n)] = code
+        if isinstance(holds, np.ndarray):
+            reason[holds] = code
+        elif holds:
+            reason[:] = code
     return reason
 
 

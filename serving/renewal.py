@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import anyio.to_thread
@@ -106,14 +107,21 @@ def sync(
     *,
     root: Path = Path("data"),
     fetch: Callable[[Config], LoadedModel] | None = None,
+    now: datetime | None = None,
 ) -> Snapshot:
-    """Bring the model that the alias names, and a snapshot of it that is fit to serve."""
+    """Bring the model that the alias names, and a snapshot of it that is fit to serve.
+
+    A snapshot is made anew at half of the age at which servers would refuse to decide by it.
+    """
     model = (fetch or resolve)(config)
-    return ensure_snapshot(config, model, salt, root=root)
+    half = timedelta(hours=config.serving.max_feature_age_hours) / 2
+    return ensure_snapshot(config, model, salt, root=root, now=now, most_age=half)
 
 
 def sync_forever(config: Config, salt: Salt, seconds: float = SYNC_SECONDS) -> None:
-    """Sync again and again; a failure is logged, and the next round tries anew."""
+    """Sync again and again; a failure is logged, and the next round tries anew. What is built gives
+    way to the servers beside it."""
+    os.nice(10)
     while True:
         started = time.monotonic()
         try:

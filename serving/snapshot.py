@@ -231,20 +231,22 @@ def ensure_snapshot(
     as_of: datetime | None = None,
     build: Build | None = None,
     now: datetime | None = None,
+    most_age: timedelta | None = None,
 ) -> Snapshot:
-    """The current snapshot, made anew when it is missing, damaged, too old to be served, of
-    another moment, or made with another model or other rules.
+    """The current snapshot, made anew when it is missing, damaged, older than `most_age` (default:
+    too old to be served), of another moment, or made with another model or other rules.
 
     Raises ConfigError when the salt is another one than the current snapshot's: every holdout and
     draw would change under a running campaign.
     """
     home = snapshots_folder(config, root)
     now = now or datetime.now(UTC)
+    most_age = most_age or timedelta(hours=config.serving.max_feature_age_hours)
     name = current_name(home)
     why = "there is none"
     if name is not None:
         _same_salt(home / name, salt)
-        why = _outdated(home / name, config, model, as_of, now)
+        why = _outdated(home / name, config, model, as_of, now, most_age)
         if not why:
             try:
                 return open_snapshot(home / name, model)
@@ -287,7 +289,12 @@ def current_name(home: Path) -> str | None:
 
 
 def _outdated(
-    folder: Path, config: Config, model: LoadedModel, as_of: datetime | None, now: datetime
+    folder: Path,
+    config: Config,
+    model: LoadedModel,
+    as_of: datetime | None,
+    now: datetime,
+    most_age: timedelta,
 ) -> str:
     """Why a snapshot can't be served, or an empty text."""
     try:
@@ -302,8 +309,8 @@ def _outdated(
         return "the configuration has changed"
     if wanted is not None and moment != wanted:
         return "as_of is another one"
-    if wanted is None and now - moment > timedelta(hours=config.serving.max_feature_age_hours):
-        return f"it is older than {config.serving.max_feature_age_hours:g} hours"
+    if wanted is None and now - moment > most_age:
+        return f"it is older than {most_age / timedelta(hours=1):g} hours"
     if wanted is None and moment - now > AHEAD:
         return "its as_of lies ahead"
     return ""
@@ -380,7 +387,8 @@ def _map(path: Path, entry: Mapping[str, Any]) -> npt.NDArray[Any]:
             raise _refused(path, f"{entry['bytes']} bytes", str(size))
         if _sha256(path) != entry["sha256"]:
             raise _refused(path, f"sha256 {entry['sha256'][:12]}…", "another")
-        mapped: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        # As a plain array: np.memmap takes its time with every row that is picked.
+        mapped: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
     except (OSError, ValueError) as error:
         raise _refused(path, "a readable column", type(error).__name__) from None
     return mapped

@@ -34,6 +34,8 @@ from uplift.spending import (
 BUCKETS = 10_000
 GLOBAL_SCOPE = "_global"
 _BLOCK = 64  # bytes, of SHA-256
+_INNER = bytes(byte ^ 0x36 for byte in range(256))
+_OUTER = bytes(byte ^ 0x5C for byte in range(256))
 
 Texts = npt.NDArray[np.object_]
 Words = npt.NDArray[np.uint64]
@@ -292,7 +294,8 @@ def decide(
     exploring = randomised & (_scaled(words[:, 0], BUCKETS) < _bps(shares.exploration))
     drawn = np.zeros(n, dtype=np.int64)
     rows = np.flatnonzero(exploring)
-    drawn[rows] = _draw(salt, scope, [customer_ids[i] for i in rows.tolist()], in_draw[rows])
+    if len(rows):
+        drawn[rows] = _draw(salt, scope, [customer_ids[i] for i in rows.tolist()], in_draw[rows])
 
     lost = np.zeros(n, dtype=bool)
     allocation: Allocation | None = None
@@ -373,8 +376,8 @@ def digests(salt: bytes, prefix: bytes, customer_ids: Sequence[str]) -> bytes:
     key = hashlib.sha256(salt).digest() if len(salt) > _BLOCK else salt
     key = key.ljust(_BLOCK, b"\0")
     # HMAC written out (RFC 2104): both halves of the key are absorbed once, not per customer.
-    inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in key) + prefix)
-    outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in key))
+    inner = hashlib.sha256(key.translate(_INNER) + prefix)
+    outer = hashlib.sha256(key.translate(_OUTER))
     found = bytearray()
     for customer_id in customer_ids:
         message, keyed = inner.copy(), outer.copy()

@@ -44,7 +44,8 @@ def test_what_is_opened_is_what_was_written(shop: Shop) -> None:
     for name, values in vars(made.scores).items():
         assert getattr(opened.scores, name).tobytes() == values.tobytes()
     assert opened.tier.texts().tolist() == made.tier.texts().tolist()
-    assert isinstance(opened.X, np.memmap)
+    assert isinstance(opened.X.base, np.memmap)
+    assert not opened.X.flags.writeable
 
 
 def test_the_shadow_price_is_the_whole_campaigns(shop: Shop) -> None:
