@@ -8,9 +8,12 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -93,6 +96,26 @@ async def _drive(
 
     await asyncio.gather(*(one() for _ in range(connections)))
     return took, failed
+
+
+def in_turn(url: str, bodies: Sequence[bytes]) -> list[float]:
+    """Milliseconds of each of these requests, one after the other on one connection.
+
+    Raises RuntimeError for an answer that is not a success.
+    """
+    where = urlsplit(url)
+    connection = HTTPConnection(where.hostname or "", where.port, timeout=60)
+    took = []
+    with closing(connection):
+        for body in bodies:
+            started = time.perf_counter()
+            connection.request("POST", where.path, body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            content = answer.read()
+            took.append(1000 * (time.perf_counter() - started))
+            if answer.status != 200:
+                raise RuntimeError(f"{answer.status}: {content[:200]!r}")
+    return took
 
 
 def closed(url: str, seconds: float, template: str, customers: int, first: int = 0) -> Rate:

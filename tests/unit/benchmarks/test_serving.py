@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 
 from benchmarks import clients, serving
-from benchmarks.clients import Latency, Rate, closed, counted, drive, memory, read_wrk, steady
+from benchmarks.clients import (
+    Latency,
+    Rate,
+    closed,
+    counted,
+    drive,
+    in_turn,
+    memory,
+    read_wrk,
+    steady,
+)
 from benchmarks.report import WIDTH
 from tests.faults.listening import listening
 
@@ -72,6 +82,18 @@ def test_what_waits_behind_a_slow_answer_counts_from_when_it_was_due() -> None:
         took, _ = drive(url, lambda n: b"{}", 0.4, connections=1, rate=20.0)
     # One connection: the later ones were due while the first was slow.
     assert len([ms for ms in took if ms > 150]) >= 5
+
+
+def test_requests_in_turn_are_timed_each_and_must_succeed() -> None:
+    app = App(slow=0.2)
+    with listening(app) as port:
+        url = f"http://127.0.0.1:{port}/v1/decisions"
+        took = in_turn(url, [b"1", b"2", b"3", b"4"])
+        with pytest.raises(RuntimeError, match="503"):
+            in_turn(url, [b"5"])
+    assert app.bodies == [b"1", b"2", b"3", b"4", b"5"]
+    assert len(took) == 4
+    assert took[0] > 200 > min(took[1:])
 
 
 def test_as_fast_as_it_goes_without_wrk(monkeypatch: pytest.MonkeyPatch) -> None:
