@@ -1,4 +1,4 @@
-"""From the schema of the release before, with data in every table, on both databases."""
+"""From the schemas of releases before, with data in every table, on both databases."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from sqlalchemy.exc import IntegrityError
 from serving.log.engine import REVISION, Log, open_log
 from serving.log.migrate import check, downgrade, upgrade
 
-BEFORE = "r0001"
+# Of each release before, what this one adds to its tables.
+ADDED: list[tuple[str, dict[str, set[str]]]] = [
+    ("r0001", {"jobs": {"owner", "decided_at"}}),
+    ("r0002", {}),
+]
 FINE = {
     ("campaign_budget", "state"): "active",
     ("decisions", "action"): "offer",
@@ -20,6 +24,10 @@ FINE = {
     ("refusals", "kind"): "erased",
     ("jobs", "state"): "succeeded",
 }
+
+
+def test_every_release_before_is_tried() -> None:
+    assert [f"r{n:04}" for n in range(1, int(REVISION[1:]))] == [before for before, _ in ADDED]
 
 
 def old_tables(connection: Connection) -> list[Table]:
@@ -51,9 +59,12 @@ def content(log: Log) -> dict[str, list[dict[str, Any]]]:
         return {t.name: [dict(r) for r in connection.execute(select(t)).mappings()] for t in tables}
 
 
-def test_every_row_of_the_previous_schema_is_kept_up_and_down_and_up(url: str) -> None:
+@pytest.mark.parametrize(("release", "added"), ADDED)
+def test_every_row_of_a_previous_schema_is_kept_up_and_down_and_up(
+    url: str, release: str, added: dict[str, set[str]]
+) -> None:
     log = open_log(url)
-    assert upgrade(log, BEFORE) == BEFORE
+    assert upgrade(log, release) == release
     with log.write() as connection:
         for table in old_tables(connection):
             connection.execute(insert(table), [row(table, n) for n in range(3)])
@@ -64,25 +75,22 @@ def test_every_row_of_the_previous_schema_is_kept_up_and_down_and_up(url: str) -
         assert upgrade(log) == REVISION
         check(log)
         after = content(log)
-        added = {
-            name: set(after[name][0]) - set(rows[0]) for name, rows in before.items() if after[name]
-        }
-        assert {name: columns for name, columns in added.items() if columns} == {
-            "jobs": {"owner", "decided_at"}
-        }
+        more = {name: set(after[name][0]) - set(rows[0]) for name, rows in before.items()}
+        assert {name: columns for name, columns in more.items() if columns} == added
         kept = {
             name: [{k: v for k, v in r.items() if k in before[name][0]} for r in after[name]]
             for name in before
         }
         assert kept == before
-        downgrade(log, BEFORE)
+        downgrade(log, release)
         assert content(log) == before
     log.close()
 
 
-def test_the_previous_release_writes_to_the_new_schema(url: str) -> None:
+@pytest.mark.parametrize("release", [before for before, _ in ADDED])
+def test_a_previous_release_writes_to_the_new_schema(url: str, release: str) -> None:
     log = open_log(url)
-    upgrade(log, BEFORE)
+    upgrade(log, release)
     with log.read() as connection:
         tables = old_tables(connection)
     upgrade(log)
