@@ -265,11 +265,15 @@ def batches(folder: Path, customers: int, *, dry_run: bool) -> str:
     bodies = [decisions(range(first, first + size), dry_run=dry_run) for first in firsts]
     with running(folder, log=place) as (url, _):
         took = in_turn(url, bodies)
+    return told(size, dry_run, took)
+
+
+def told(customers: int, dry_run: bool, took: list[float]) -> str:
+    """How long requests of so many customers took, milliseconds each, in words."""
     p50, p95 = np.percentile(took, [50, 95])
     return (
-        f"{size:,} customers in one {'dry run' if dry_run else 'request, stored (SQLite)'}, one "
-        f"connection, {len(took)} requests: first {took[0]:.1f} ms, p50 {p50:.1f}, p95 {p95:.1f}, "
-        f"max {max(took):.1f}."
+        f"{customers:,} customers a request, {len(took)} {'dry runs' if dry_run else 'stored'} in "
+        f"turn: first {took[0]:.1f} ms, p50 {p50:.1f}, p95 {p95:.1f}, max {max(took):.1f}."
     )
 
 

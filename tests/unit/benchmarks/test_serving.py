@@ -113,8 +113,10 @@ def test_the_table_says_rates_beside_the_bare_route() -> None:
         serving.Measured("bare", Rate(1000.0, 0, 1.0, 2.0), half, 50.0),
         serving.Measured("dry run", Rate(600.0, 1, 1.0, 2.0), half, 400.0),
     ]
-    text = serving.table(found, 1000, 5.0, ["A note."])
+    took = [2000.0, *range(1, 100)]
+    text = serving.table(found, 1000, 5.0, [serving.told(1000, False, took)])
     assert "0.60" in text
+    assert "100 stored in turn: first 2000.0 ms, p50 50.5, p95 95.0, max 2000.0" in text
     assert max(map(len, text.splitlines())) <= WIDTH
 
 
