@@ -156,7 +156,7 @@ class Audience:
         rows, worth, reserve, eligible, reasons = (np.concatenate(each) for each in columns)
         del found, columns
         pieces = stock.left(self.desk.log, connection, campaign.limited)
-        arms = campaign.arms[: worth.shape[1]]
+        arms = campaign.arms
         left = self.entry.budget.left
         made = decide(
             self.customers(rows),
@@ -176,6 +176,7 @@ class Audience:
                 for k, arm in enumerate(arms)
                 if pieces.get(arm)
             ],
+            exploration_only=campaign.exploration_only,
             pre_reasons=reasons,
         )
         return Planned(rows, made)
@@ -188,7 +189,7 @@ class Audience:
         return entry
 
     def _nothing(self) -> Decisions:
-        campaign, arms = self.rules.campaign, len(self.scorer.model.bundle.arms)
+        campaign, arms = self.rules.campaign, len(self.scorer.snapshot.arms)
         return decide(
             [], np.zeros((0, arms)), np.zeros((0, arms)), shares=campaign.shares,
             salt=self.scorer.salt.value, campaign_id=campaign.campaign_id,

@@ -107,6 +107,14 @@ class Campaign:
         return found
 
     @property
+    def exploration_only(self) -> BoolArray | None:
+        """(K,) arms that only draws may give; None without any."""
+        if not self.unseen:
+            return None
+        found: BoolArray = np.arange(len(self.offered)) >= len(self.offered) - self.unseen
+        return found
+
+    @property
     def in_stock(self) -> BoolArray:
         """(K,) arms of which a piece is left."""
         stock = self.stock or (None,) * len(self.offered)
@@ -135,7 +143,7 @@ def config_digest(config: Config, parts: Sequence[str] | None = None) -> str:
 
 
 def untrained_offers(config: Config, bundle: ScoringBundle) -> list[str]:
-    """Active offers of the configuration that the model has never seen; they are not sent."""
+    """Active offers of the configuration that the model has never seen; they are only drawn."""
     return [o.coupon_id for o in config.offers if o.active and o.coupon_id not in bundle.arms]
 
 
@@ -180,7 +188,6 @@ def decide_all(population: Population, campaign: Campaign, salt: Salt) -> Decisi
         # Any reward will do: what nobody knows the effect of is drawn, never chosen.
         reward = np.hstack([reward, np.zeros(new.cost.shape)])
         cost = np.hstack([cost, _double(new.cost)])
-    only = np.arange(cost.shape[1]) >= cost.shape[1] - campaign.unseen
     return decide(
         population.customer_id.astype(str).tolist(),
         campaign.worth(reward),
@@ -194,7 +201,7 @@ def decide_all(population: Population, campaign: Campaign, salt: Salt) -> Decisi
         eligible=None if population.arms is None else left.arms,
         offered=campaign.offered_at(population.as_of),
         in_stock=campaign.in_stock,
-        exploration_only=only if campaign.unseen else None,
+        exploration_only=campaign.exploration_only,
         limits=limits_of(campaign, population, cost),
         pre_reasons=reasons,
     )

@@ -87,7 +87,8 @@ def rules_of_body(
     faults += _default_faults(body)
     worst = None
     if body.budget is not None and body.budget.mode == "worst_case":
-        found = [_worst(offers[arm]) for arm in bundle.arms]
+        # Those that the model has not seen are not this campaign's.
+        found = [_worst(offers[arm]) if arm in offers else 0 for arm in scorer.snapshot.arms]
         unbounded = [c for c in body.coupons if c in offers and _worst(offers[c]) is None]
         if unbounded:
             faults.append(field_problem("#/budget/mode", "unbounded_coupon"))
@@ -100,8 +101,8 @@ def rules_of_body(
             faults.append(field_problem("#/eligibility" + error.pointer, error.code))
     if faults or start is None:
         raise ProblemError("validation", faults)
-    own = Campaign.of(config, bundle)
-    wanted = tuple(arm in body.coupons for arm in bundle.arms)
+    own = Campaign.of(config, bundle, unseen=scorer.unseen)
+    wanted = tuple(arm in body.coupons for arm in own.arms)
     silent = own.sends_nothing
     campaign = replace(
         own,

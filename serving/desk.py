@@ -284,7 +284,7 @@ class Desk:
         converted = self.store.converted(connection, rules.campaign_id, group.fresh, since)
         if rules.campaign.limited:
             left = stock.left(self.log, connection, rules.campaign.limited)
-            arms = rules.campaign.arms[: len(group.scorer.model.bundle.arms)]
+            arms = rules.campaign.arms
             group.in_stock = np.array([left.get(arm, 1) > 0 for arm in arms], dtype=bool)
         free_at = np.full(len(group.fresh), NEVER)
         for place, customer in enumerate(group.fresh) if offers else ():
@@ -403,12 +403,12 @@ class Desk:
         gone = group.gone.get(customer)
         if gone is not None:
             return Reason.UNKNOWN_CUSTOMER if gone == "erased" else Reason.NO_CONSENT
-        at, bundle = micros(group.rules.stands_at or group.now), group.scorer.model.bundle
-        if stored.arm not in bundle.arms:
+        at, scorer = micros(group.rules.stands_at or group.now), group.scorer
+        if stored.arm not in scorer.snapshot.arms:
             return Reason.COUPON_EXPIRED
-        k, campaign = bundle.arms.index(stored.arm), group.rules.campaign
+        k, campaign = scorer.snapshot.arms.index(stored.arm), group.rules.campaign
         # A coupon that may be used once is used up.
-        if stored.reservation == "realised" and bundle.offers[k].per_customer_limit == 1:
+        if stored.reservation == "realised" and scorer.orders_per_piece(stored.arm) == 1:
             return Reason.ALREADY_CONVERTED
         past = stored.valid_until is not None and stored.valid_until <= at
         if past or not campaign.offered[k]:

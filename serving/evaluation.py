@@ -148,6 +148,7 @@ def evaluate(
         eligible=found.eligible,
         offered=found.offered,
         in_stock=found.in_stock,
+        exploration_only=campaign.exploration_only,
         toll=found.toll,
         pre_reasons=found.reason,
     )
@@ -163,7 +164,7 @@ def settle(
     made: Decisions,
 ) -> Evaluated:
     """Decisions in the words of answers and of the log; money of `made` in currency."""
-    bundle = scorer.model.bundle
+    arms = scorer.snapshot.arms
     campaign = rules.in_window(rules.window_at(now))
     if found.new.any():
         default = found.new & (made.reason == Reason.BEST_NET_VALUE)
@@ -175,7 +176,7 @@ def settle(
     ends = rules.valid_until(campaign.window_id)
     retry = _retry(made, found.shop_free, found.log_free, found.capped, found.quiet_until)
     columns = {
-        "names": [CONTROL, *bundle.arms],
+        "names": [CONTROL, *arms],
         "valid_micros": [None if end is None else micros(end) for end in ends],
         "retry_micros": retry,
         "same": {
@@ -189,7 +190,7 @@ def settle(
     items = _items(scorer, ids, found.rows, found.known, made, ends, retry, warnings)
     held = (
         np.where(made.is_offer, found.reserve[np.arange(len(ids)), made.arm - 1], 0)
-        if len(bundle.arms)
+        if len(arms)
         else np.zeros(len(ids), dtype=np.int64)
     )
     return Evaluated(
@@ -236,11 +237,13 @@ def _items(
     retry: Sequence[int | None],
     warnings: list[str],
 ) -> list[schemas.Decision]:
-    people, arms = scorer.snapshot.population, scorer.model.bundle.arms
+    people, arms = scorer.snapshot.population, scorer.snapshot.arms
     names = [CONTROL, *arms]
     uplift: list[float | None] = [None] * len(ids)
     if arms:
-        reward = np.where(scorer.campaign.offered, people.scores.reward[rows], -np.inf)
+        told = np.arange(len(arms)) < len(scorer.model.bundle.arms)
+        told &= np.asarray(scorer.campaign.offered, dtype=bool)
+        reward = np.where(told, people.scores.reward[rows], -np.inf)
         shown = np.where(made.is_offer, made.arm - 1, reward.argmax(axis=1))
         uplift = shortest(people.scores.cate[rows, shown])
     response = shortest(people.scores.response[rows])

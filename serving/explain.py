@@ -23,7 +23,7 @@ BACKGROUND_ROWS = 1000
 class Explained:
     """A decision as a dry run gives it. `arm` is the one whose effect is explained: the offered
     one, or without an offer the one of greatest expected incremental profit; `why` is None for an
-    unknown customer and for a model without arms."""
+    unknown customer, for a model without arms, and of a coupon that it has not seen."""
 
     decision: schemas.Decision
     arm: str | None
@@ -38,11 +38,12 @@ def explain(scorer: Scorer, ids: Sequence[str], most: int = 5) -> list[Explained
     rows, known = people.find(ids)
     if not bundle.arms or not known.any():
         return [Explained(decision, None, None) for decision in decisions]
-    offered = np.array(scorer.campaign.offered, dtype=bool)
-    best = np.where(offered, people.scores.reward[rows], -np.inf).argmax(axis=1) + 1
+    arms = len(bundle.arms)
+    offered = np.array(scorer.campaign.offered[:arms], dtype=bool)
+    best = np.where(offered, people.scores.reward[rows, :arms], -np.inf).argmax(axis=1) + 1
     arm = np.array(
         [
-            bundle.arms.index(d.coupon_id) + 1 if d.coupon_id is not None else int(k)
+            bundle.arms.index(d.coupon_id) + 1 if d.coupon_id in bundle.arms else int(k)
             for d, k in zip(decisions, best, strict=True)
         ],
         dtype=np.int64,
@@ -52,7 +53,9 @@ def explain(scorer: Scorer, ids: Sequence[str], most: int = 5) -> list[Explained
     explainer = Explainer(bundle.effects, background, bundle.effect_calibration)
     told = explainer.why(np.array(people.X[rows]), arm, bundle.schema, most)
     return [
-        Explained(d, bundle.arms[k - 1], why) if there else Explained(d, None, None)
+        Explained(d, bundle.arms[k - 1], why)
+        if there and d.coupon_id not in scorer.unseen
+        else Explained(d, None, None)
         for d, k, why, there in zip(decisions, arm.tolist(), told, known.tolist(), strict=True)
     ]
 

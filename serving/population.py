@@ -129,6 +129,21 @@ class Population:
         arms = self.scores.reward.shape[1]
         return replace(self, unseen=None, arms=None if self.arms is None else self.arms.first(arms))
 
+    def widened(self) -> Population:
+        """With the coupons that the model has not seen as columns of the scores: their cost, no
+        effect that is known, and no profit."""
+        new, scores = self.unseen, self.scores
+        if new is None:
+            return self
+        unknown = np.full(new.cost.shape, np.nan, dtype=np.float32)
+        wide = Scores(
+            np.hstack([scores.cate, unknown]),
+            np.hstack([scores.reward, np.zeros_like(unknown)]),
+            np.hstack([scores.cost, new.cost]),
+            scores.response,
+        )
+        return replace(self, scores=wide, unseen=None)
+
     def find(self, ids: Sequence[str]) -> tuple[npt.NDArray[np.int64], BoolArray]:
         """(m,) row of each id, and whether it is known (the row of an unknown id means nothing)."""
         wanted = np.array([i.encode("ascii", "replace") for i in ids], dtype=np.bytes_)

@@ -295,7 +295,7 @@ def _configured(entry: Entry, scorer: Scorer) -> CampaignBody:
     start = moment(entry.created_at)
     stored = msgspec.json.decode(entry.resource)
     found = parse_moment(stored.get("starts_at"))
-    arms = scorer.model.bundle.arms
+    arms = scorer.snapshot.arms
     cap = entry.budget.cap
     return CampaignBody(
         name=config.name,

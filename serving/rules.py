@@ -84,7 +84,8 @@ class Rules:
         if config.contact.send == "immediate" and hours is not None:
             start, end = (time.fromisoformat(text) for text in hours)
             quiet = Quiet(start, end, config.zone)
-        campaign = Campaign.of(config, scorer.model.bundle).with_shares(snapshot.shares)
+        campaign = Campaign.of(config, scorer.model.bundle, unseen=scorer.unseen)
+        campaign = campaign.with_shares(snapshot.shares)
         return cls(
             campaign=campaign,
             starts_at=starts_at or snapshot.as_of,

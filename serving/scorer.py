@@ -50,6 +50,12 @@ class Scorer:
         return self.rules.campaign
 
     @property
+    def unseen(self) -> tuple[str, ...]:
+        """Coupons that the model has not seen, which only draws of the configuration's own campaign
+        give; the last columns of the snapshot."""
+        return self.snapshot.arms[len(self.model.bundle.arms) :]
+
+    @property
     def simulated(self) -> bool:
         return self.snapshot.population.simulated
 
@@ -73,6 +79,12 @@ class Scorer:
         if self.campaign.sends_nothing:
             found.append("policy_sends_nothing")
         return found
+
+    def orders_per_piece(self, coupon_id: str) -> int:
+        """On how many orders one piece may be used; as the model was trained, where it knows it."""
+        limits = {o.coupon_id: o.per_customer_limit for o in self.config.offers}
+        limits |= {o.coupon_id: o.per_customer_limit for o in self.model.bundle.offers}
+        return limits.get(coupon_id, 1)
 
     def answer(
         self, ids: Sequence[str], *, request_id: str, dry_run: bool = True
@@ -110,7 +122,7 @@ class Scorer:
             ),
             consent=bool(people.consent[row]),
             scores=self._scores(row),
-            uplift=dict(zip(self.model.bundle.arms, cate, strict=True)),
+            uplift=dict(zip(self.model.bundle.arms, cate, strict=False)),
             recent_decisions=[],
         )
 

@@ -71,6 +71,11 @@ class Snapshot:
     manifest: Mapping[str, Any]
 
     @property
+    def arms(self) -> tuple[str, ...]:
+        """Coupon ids in the order of the columns: the model's, then those that it has not seen."""
+        return tuple(self.manifest["arms"])
+
+    @property
     def as_of(self) -> datetime:
         return self.population.as_of
 
@@ -87,9 +92,10 @@ def write_snapshot(
     root: Path = Path("data"),
 ) -> Path:
     """Decide for everyone, write the snapshot, and make it the current one; returns its folder."""
-    campaign = Campaign.of(config, model.bundle)
+    unseen = () if population.unseen is None else population.unseen.arms
+    campaign = Campaign.of(config, model.bundle, unseen=unseen)
     # Quiet hours are of the moment of asking, and say nothing of the price.
-    population = replace(population.seen_only(), quiet_until=None)
+    population = replace(population.widened(), quiet_until=None)
     decisions = decide_all(population, campaign, salt)
     if decisions.used:
         prices = {use.name: use.price for use in decisions.used}
@@ -111,7 +117,7 @@ def write_snapshot(
             "config_digest": config_digest(config, relevant(config)),
             "salt_fingerprint": salt.fingerprint,
             "features": list(model.bundle.schema.names),
-            "arms": list(model.bundle.arms),
+            "arms": list(campaign.arms),
             "rows": len(population),
             "tiers": list(population.tier.names),
             "stages": list(population.stage.names),
@@ -172,12 +178,13 @@ def open_snapshot(folder: Path, model: LoadedModel) -> Snapshot:
         "bundle_sha256": model.sha256,
     }
     for key, value in expected.items():
-        if manifest[key] != value:
+        # Coupons that the model has not seen come after its arms.
+        if (manifest[key][: len(value)] if key == "arms" else manifest[key]) != value:
             raise _refused(folder, f"{key} of the served model", "others")
     arrays = {}
     for name, entry in manifest["files"].items():
         arrays[name] = _map(folder / f"{Path(name).name}.npy", entry)
-    n, d, k = manifest["rows"], len(bundle.schema.names), len(bundle.arms)
+    n, d, k = manifest["rows"], len(bundle.schema.names), len(manifest["arms"])
     shapes = {
         "customer_id": (n,), "X": (n, d), "cate": (n, k), "reward": (n, k), "cost": (n, k),
         "response": (n,), "tier": (n,), "stage": (n,), "labels": (n,), "rfm": (n, 3),

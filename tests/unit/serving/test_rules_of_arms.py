@@ -268,19 +268,6 @@ class TestUnseen:
         assert not (plain["coupon_id"] == "new7").any()
         assert frame.loc[frame["coupon_id"] == "new7", "is_exploration"].all()
 
-    def test_the_server_does_not_know_it(self, shop: Shop, tmp_path: Path) -> None:
-        config = make_config(
-            shop.root / "tables", policy=self.POLICY, offers=[*offers(c5={"stock": 9}), self.NEW]
-        )
-        people = from_source(config, shop.model.bundle, AS_OF, threads=1)
-        snapshot = ensure_snapshot(
-            config, shop.model, SALT, root=tmp_path / "data", build=lambda _: people
-        )
-        scorer = Scorer(shop.model, snapshot, config, SALT, clock=lambda: AS_OF)
-        answer = scorer.answer(people.customer_id.astype(str).tolist(), request_id="r")
-        assert {d.coupon_id for d in answer.decisions} <= {None, "c5", "p10"}
-        assert "offers_untrained" in scorer.degraded
-
 
 @pytest.mark.parametrize(
     ("sections", "message"),
