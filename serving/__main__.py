@@ -44,6 +44,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        told = _log_is_away(error)
+        if not told:
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        return 2
+
+
+def _log_is_away(error: Exception) -> str:
+    """What to say when a command ended since the decision log did not answer; empty otherwise."""
+    if type(error).__module__ != "serving.log.engine":  # to import it takes a while
+        return ""
+    from serving.log.engine import LogUnavailable
+    from serving.startup import silent
+
+    return str(silent(error)) if isinstance(error, LogUnavailable) else ""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -221,12 +237,16 @@ def _sync(config: Config, options: argparse.Namespace) -> int:
 
 
 def _migrate(config: Config, options: argparse.Namespace) -> int:
-    from serving.log.engine import log_url, open_log
+    from serving.log.engine import LogUnavailable, log_url, open_log
     from serving.log.migrate import upgrade
+    from serving.startup import silent
 
     log = open_log(log_url(config.name)[0])
-    before = log.revision()
-    after = upgrade(log)
+    try:
+        before = log.revision()
+        after = upgrade(log)
+    except LogUnavailable as error:
+        raise silent(error, log.place) from None
     print(f"{log.place}: {before or 'empty'} -> {after}")
     return 0
 
@@ -311,6 +331,7 @@ def _purge(config: Config, options: argparse.Namespace) -> int:
 
     log = open_ready(config)
     with log.write() as connection:
+        log.patient(connection)
         removed = purge(connection, now_micros())
         keep = Jobs(log).with_results(connection, now_micros())
     removed["folders of results"] = remove_results(results_home(config.name), keep)

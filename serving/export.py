@@ -62,6 +62,7 @@ def export_log(log: Log, folder: Path) -> dict[Path, int]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with log.read() as connection:
+            log.patient(connection)
             stream = connection.execution_options(yield_per=CHUNK)
             return {
                 path: _write(path, schema, _chunks(stream, query, schema))

@@ -10,7 +10,7 @@ from features.config import Config
 from features.errors import ConfigError
 from serving.evaluation import micros
 from serving.log import stock
-from serving.log.engine import Log, LogUnavailable, json_text, log_url, open_log
+from serving.log.engine import Log, LogUnavailable, explained, json_text, log_url, open_log
 from serving.log.migrate import ensure_ready
 from serving.salt import Salt
 from serving.scorer import Scorer
@@ -48,13 +48,18 @@ def open_ready(config: Config, root: Path = Path("data")) -> Log:
     try:
         ensure_ready(log, may_create=not given)
     except LogUnavailable as error:
-        raise ConfigError(
-            "the decision log",
-            expected="a database that answers",
-            found=str(error),
-            remedy=f"Look at {log.place}.",
-        ) from None
+        raise silent(error, log.place) from None
     return log
+
+
+def silent(error: LogUnavailable, place: str = "the database") -> ConfigError:
+    """What a user is told of a log that does not answer."""
+    return ConfigError(
+        "the decision log",
+        expected="a database that answers",
+        found=explained(error),
+        remedy=f"Look at {place}.",
+    )
 
 
 def register_configured(service: Service, scorer: Scorer) -> None:

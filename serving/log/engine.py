@@ -67,6 +67,12 @@ class Log:
         with translated(), self.reading.connect() as connection:
             yield connection
 
+    def patient(self, connection: Connection) -> None:
+        """Let the rest of this transaction take as long as it takes: for work on whole tables,
+        which commands do and no request waits for."""
+        if self.postgres:
+            connection.execute(sql("SET LOCAL statement_timeout = 0"))
+
     def close(self) -> None:
         self.writing.dispose()
         self.reading.dispose()
@@ -108,6 +114,13 @@ def translated() -> Iterator[None]:
         if error.connection_invalidated or type(error.orig) is sqlite3.DatabaseError:
             raise LogUnavailable(type(error.orig).__name__) from error
         raise
+
+
+def explained(error: LogUnavailable) -> str:
+    """What the database said, for whoever runs a command: never for logs or answers, since what it
+    says of rows may hold ids."""
+    said = str(getattr(error.__cause__, "orig", "")).strip().splitlines()
+    return said[0].rstrip(".") if said else str(error)
 
 
 def log_url(

@@ -28,6 +28,7 @@ def upgrade(log: Log, revision: str = "head") -> str:
     One process at a time: SQLite holds its write lock, PostgreSQL an advisory one.
     """
     with translated(), log.writing.begin() as connection:
+        log.patient(connection)
         if log.postgres:
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         command.upgrade(_config(connection), revision)
@@ -37,6 +38,7 @@ def upgrade(log: Log, revision: str = "head") -> str:
 def downgrade(log: Log, revision: str) -> None:
     """Take back revisions down to `revision` (`base`: all of them, and all their data)."""
     with translated(), log.writing.begin() as connection:
+        log.patient(connection)
         command.downgrade(_config(connection), revision)
 
 
