@@ -25,6 +25,7 @@ from serving.campaign import Campaign, config_digest, decide_all, decision_ids
 from serving.load import LoadedModel, sync_folder, write_atomically
 from serving.population import Population
 from serving.salt import Salt
+from uplift.allocation import allocate
 from uplift.planning import PLAN, BudgetPlan
 from uplift.policy import Decisions, Reason
 
@@ -92,7 +93,7 @@ def write_decisions(
         "budget": campaign.budget,
         "expected_cost": certificate.spend,
         "expected_incremental_profit": float(made.expected_incremental_profit.sum()),
-        "planned_gain": planned_gain(model, made),
+        "planned_gain": planned_gain(model, made, population, campaign),
         "shadow_price": made.shadow_price,
         "upper_bound": certificate.upper_bound,
         "gap": certificate.gap,
@@ -232,21 +233,40 @@ def _notes(population: Population, campaign: Campaign, made: Decisions) -> list[
     return notes
 
 
-def planned_gain(model: LoadedModel, made: Decisions) -> dict[str, float] | None:
+def planned_gain(
+    model: LoadedModel, made: Decisions, population: Population, campaign: Campaign
+) -> dict[str, float] | None:
     """What the offers that exploration left over are expected to gain: of the plan that was
-    measured at training, at what these customers are expected to cost each. None without a plan,
-    and under limits, which the plan does not know."""
+    measured at training, at what these customers are expected to cost each. None without a plan.
+
+    The plan does not know limits besides the budget. Within some the gain is what the same money
+    would gain without them, times the share of the models' own sum that is left within them: both
+    sums are too high, and in the same way.
+    """
     plan = model.bundle.info.get(PLAN)
     certificate = made.certificate
-    if plan is None or certificate is None or made.used:
+    if plan is None or certificate is None:
         return None
     allocated = (made.reason == Reason.BEST_NET_VALUE) | (made.reason == Reason.BELOW_THRESHOLD)
-    customers = int(np.count_nonzero(allocated))
-    if customers == 0:
+    rows = np.flatnonzero(allocated)
+    if not len(rows):
         return None
-    spend = certificate.spend - certificate.exploration_spend
-    each = BudgetPlan.from_json(plan).gain_at(spend / customers)
-    return each.scaled(customers).to_json()
+    spend, kept = certificate.spend - certificate.exploration_spend, 1.0
+    if made.used:
+        reward = campaign.worth(population.scores.reward[rows].astype(np.float64))
+        free = allocate(
+            reward,
+            population.scores.cost[rows].astype(np.float64),
+            budget=None
+            if campaign.budget is None
+            else max(campaign.budget - certificate.exploration_spend, 0.0),
+            min_profit=campaign.min_profit,
+            eligible=made.eligible[rows, : reward.shape[1]],
+        )
+        spend = free.spend
+        kept = min(certificate.value / free.value, 1.0) if free.value > 0 else 1.0
+    gain = BudgetPlan.from_json(plan).gain_at(spend / len(rows))
+    return gain.scaled(len(rows) * (kept if gain.value > 0 else 1.0)).to_json()
 
 
 def _gain_told(m: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,6 +174,29 @@ def test_the_summary_of_decisions_tells_the_planned_gain(
     told = summary(written)
     assert f"expected profit    {m['planned_gain']['value']:,.2f} EUR [" in told
     assert f"{m['expected_incremental_profit']:,.2f}" not in told
+
+
+def test_limits_cut_the_planned_gain_of_decisions(
+    shop: Shop, model: LoadedModel, plan: BudgetPlan, tmp_path: Path
+) -> None:
+    """As much as the models say is left of their own sum; limits that bind nothing cut nothing."""
+    policy = {"budget": 120, "holdout_share": 0.1, "exploration_share": 0.0}
+
+    def told(stock: int | None) -> dict[str, Any]:
+        config = limited(shop, stock, **policy)
+        file = write_decisions(shop.population, model, config, SALT, tmp_path / "d.parquet")
+        assert "expected profit    " in summary(file)
+        return dict(file.manifest)
+
+    free, loose, tight = told(None), told(10_000), told(10)
+    assert free["limits"] == []
+    assert loose["planned_gain"]["value"] == pytest.approx(free["planned_gain"]["value"], rel=1e-6)
+    assert tight["offers"] == 20
+    kept = tight["expected_incremental_profit"] / free["expected_incremental_profit"]
+    assert 0 < kept < 0.6
+    assert tight["planned_gain"]["value"] == pytest.approx(
+        kept * free["planned_gain"]["value"], rel=1e-6
+    )
 
 
 def test_a_model_without_a_plan_says_so(shop: Shop) -> None:
