@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train serve mlflow test test-slow lint bench notebooks lock clean
+.PHONY: help setup train serve mlflow test test-slow lint audit bench notebooks lock clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ test-slow: $(STAMP) $(SPARK) ## truth simulations that take minutes
 
 lint: $(STAMP) ## ruff, mypy --strict, import layers
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+audit: $(STAMP) ## known vulnerabilities of the locked packages, where an advisory service answers
+	@$(BIN)/python .ci/audit.py $(ARGS)
 
 bench: $(STAMP) ## this project and its peers side by side in one run
 	@$(BIN)/python -m benchmarks $(ARGS)
