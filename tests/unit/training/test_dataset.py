@@ -93,6 +93,49 @@ def test_conversion_is_worth_its_value_less_the_cost(tmp_path: Path) -> None:
     np.testing.assert_allclose(data.reward, [8.0, 2.9, 4.8, -0.1, 0.0], atol=1e-12)
 
 
+def test_profit_has_three_forms_that_agree(tmp_path: Path) -> None:
+    """Summed line by line; m x gross - discount - contact; m x amount - (1 - m) x discount -
+    contact. Returns are negative amounts, and count like all lines of the window."""
+    rng = np.random.default_rng(8)
+    margin, contact = 0.35, 0.1
+    ids = [f"k{i}" for i in range(60)]
+    lines = [line("z", "z1", "2026-02-20T09:00:00", 5.0)]
+    for i in range(300):
+        day = int(rng.integers(5, 29))  # before, in and after the window from the 10th to the 23rd
+        back = rng.random() < 0.15
+        amount = -rng.uniform(1, 30) if back else rng.uniform(1, 90)
+        off = 0.0 if back else rng.choice([0.0, rng.uniform(0, 9)])
+        coupon = "c5" if rng.random() < 0.3 else None
+        at = f"2026-01-{day:02}T10:00:00"
+        lines.append(
+            line(str(rng.choice(ids)), f"o{i}", at, round(float(amount), 2),
+                 discount=round(float(off), 2), coupon_id=coupon)
+        )  # fmt: skip
+    arms = ["control", *rng.choice(["control", "c5"], len(ids) - 1)]
+    folder = write(
+        tmp_path / "t",
+        transactions=lines,
+        exposures=[exposure(i, name, arms[i]) for i, name in enumerate(ids)],
+    )
+    outcome = {"kind": "profit", "margin_rate": margin, "window_days": 14}
+    data = build(config_of(folder, outcome=outcome, offers=OFFERS[:1])).training
+    told = dict(zip(data.customer.tolist(), data.reward.tolist(), strict=True))
+    for name, arm in zip(ids, arms, strict=True):
+        mine = [
+            (q["amount"], q["discount"])
+            for q in lines
+            if q["customer_id"] == name and 10 <= int(q["transacted_at"][8:10]) <= 23
+        ]
+        amount, discount = (sum(column) for column in zip(*mine, strict=True)) if mine else (0, 0)
+        paid = contact if arm == "c5" else 0.0
+        forms = (
+            sum(a - (1 - margin) * (a + d) for a, d in mine) - paid,
+            margin * (amount + discount) - discount - paid,
+            margin * amount - (1 - margin) * discount - paid,
+        )
+        assert forms == pytest.approx([told[name]] * 3, abs=1e-9)
+
+
 def test_open_windows_are_left_out_and_counted(tmp_path: Path) -> None:
     dataset = build(config_of(shop(tmp_path / "t")))
     assert dataset.counts == {"exposures": 6, "open_windows": 1, "used": 5}
