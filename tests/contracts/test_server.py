@@ -22,9 +22,11 @@ import httpx
 import pytest
 import yaml
 
+from serving import workers
 from serving.__main__ import main
 from serving.app import create_app
 from serving.gate import Holder
+from serving.salt import VARIABLE
 from tests.contracts.test_api import IDS, ROOT, client, post, shop
 from tests.unit.serving.answering import Client, asked, make_service
 from tests.unit.serving.small_shop import Shop
@@ -165,6 +167,22 @@ def test_bad_input_is_one_message_and_exit_code_2(
     assert message in shown
     assert "Traceback" not in shown
     assert shown.count("error:") == 1
+
+
+def test_beyond_this_machine_nothing_starts_without_a_key(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv(VARIABLE, "a salt of this test, of 32 bytes and more")
+    use = ["--config", "spring.yaml"]
+    started: list[str] = []
+    monkeypatch.setattr(workers, "serve", lambda holder, start, *_: started.append(start.host) or 0)
+    beyond = ["api", *use, "--host", "0.0.0.0", "--port", "0", "--no-jobs"]
+    assert main(beyond) == 2
+    assert "expected API keys, where not only this machine can ask" in capsys.readouterr().err
+    assert main(["keys", *use, "create", "--scopes", "read"]) == 0
+    assert main(beyond) == 0
+    assert started == ["0.0.0.0"]
 
 
 def test_a_taken_port_is_told_before_any_work(
