@@ -365,7 +365,8 @@ class Desk:
                 decision_id = None if ask.dry_run else owner.ids[i]
                 ids.append(decision_id)
                 item = owner.made.items[i]
-                item = msgspec.structs.replace(item, index=index, decision_id=decision_id)
+                if (index, decision_id) != (item.index, item.decision_id):
+                    item = msgspec.structs.replace(item, index=index, decision_id=decision_id)
             if index in unread:
                 item = msgspec.structs.replace(item, warnings=[*item.warnings, "context_ignored"])
             reasons[item.reason] = reasons.get(item.reason, 0) + 1
