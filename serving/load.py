@@ -10,6 +10,8 @@ import json
 import logging
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +27,9 @@ from uplift.errors import BundleError
 DEFAULT_TRACKING = "sqlite:///mlruns/mlflow.db"
 SHA256_TAG = "bundle_sha256"
 BUNDLE_PATH = Path("artifacts/bundle")
+# A new bundle is loaded and scored once where a crash is nobody's end but its own.
+PROOF = "import sys; from uplift.bundle import load_bundle; load_bundle(sys.argv[1], sys.argv[2])"
+PROOF_SECONDS = 60.0
 log = logging.getLogger("serving")
 
 
@@ -182,8 +187,31 @@ def _fetch(registry: Registry, name: str, found: Registered, kept: Path) -> None
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=kept.parent) as aside:
         folder = registry.download(name, found.version, Path(aside))
+        assert found.sha256 is not None
+        prove(folder, found.sha256)
         load_bundle(folder, found.sha256)
         os.replace(folder, kept)
+
+
+def prove(folder: Path, sha256: str) -> None:
+    """Load a bundle and score its golden rows in a process of its own: LightGBM aborts or is
+    killed by some texts, which nothing can catch.
+
+    Raises BundleError where that process crashes or takes longer than PROOF_SECONDS. An error that
+    can be caught is left to whoever loads the bundle next.
+    """
+    packages = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PROOF, str(folder), sha256],
+            env={**os.environ, "PYTHONPATH": packages, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            timeout=PROOF_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise BundleError(f"it could not be loaded within {PROOF_SECONDS:g} seconds") from None
+    if done.returncode < 0:
+        raise BundleError(f"to load it ends a process with signal {-done.returncode}")
 
 
 def current_model(config: Config, root: Path = Path("data")) -> LoadedModel:

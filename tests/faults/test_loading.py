@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import multiprocessing
 import os
@@ -18,14 +19,15 @@ from typing import Any
 
 import pytest
 
-from serving import workers
+from serving import load, workers
 from serving.app import create_app
 from serving.gate import Holder
-from serving.load import MlflowRegistry, RegistryUnreachable, resolve
+from serving.load import MlflowRegistry, Registered, RegistryUnreachable, resolve
 from serving.renewal import keep_current
 from serving.snapshot import ensure_snapshot
 from tests.unit.serving.answering import Client, asked, make_service, post
 from tests.unit.serving.small_shop import SALT, Shop, keep_bundle, make_bundle
+from tests.unit.serving.test_load import Shelf
 from uplift.bundle import ScoringBundle
 
 IDS = [f"c-{i:03d}" for i in range(300)]
@@ -60,6 +62,48 @@ def root(shop: Shop, tmp_path: Path) -> Path:
 
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_bundle_that_kills_whoever_loads_it_is_refused(
+    shop: Shop, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Cut before its hashes were taken, so that they all agree: LightGBM aborts over the text."""
+    deadly = Path(
+        shutil.copytree(root / "bundles" / "spring" / shop.model.sha256, tmp_path / "deadly")
+    )
+    victim = sorted(deadly.glob("*.txt"))[0]
+    cut(victim)
+    manifest = json.loads((deadly / "manifest.json").read_bytes())
+    content = victim.read_bytes()
+    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest["files"][victim.name] |= entry
+    (deadly / "manifest.json").write_text(json.dumps(manifest))
+    sha256 = hashlib.sha256((deadly / "manifest.json").read_bytes()).hexdigest()
+    model = resolve(shop.config, Shelf(deadly, Registered("8", sha256)), root)
+    assert (model.version, model.degraded) == (shop.model.version, ("bundle_rejected",))
+    assert "ends a process with signal 6" in caplog.text
+    assert not (root / "bundles" / "spring" / sha256).exists()
+    # What servers look at still names the old one.
+    assert load.current_model(shop.config, root).sha256 == shop.model.sha256
+
+
+def test_a_bundle_that_takes_for_ever_to_load_is_refused(
+    shop: Shop,
+    bundle: ScoringBundle,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    saved = bundle.save(tmp_path / "new")
+    shelf = Shelf(tmp_path / "new", Registered("8", saved.sha256))
+    with monkeypatch.context() as patched:
+        patched.setattr(load, "PROOF", "import time; time.sleep(60)")
+        patched.setattr(load, "PROOF_SECONDS", 0.5)
+        model = resolve(shop.config, shelf, root)
+    assert (model.version, model.degraded) == (shop.model.version, ("bundle_rejected",))
+    assert "could not be loaded within 0.5 seconds" in caplog.text
+    assert resolve(shop.config, shelf, root).version == "8"
 
 
 def flip(path: Path) -> None:
