@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -28,7 +29,7 @@ from features.config import Config, load_config
 from serving.app import create_app
 from serving.gate import Holder
 from serving.jobs_process import Beside
-from serving.limits import MOST_REQUESTS, MOST_ROWS, Quota
+from serving.limits import SharedQuota
 from serving.load import resolve
 from serving.metrics import FOLDER, empty_folder
 from serving.salt import load_salt
@@ -59,6 +60,9 @@ class Start:
     workers: int
     drain_seconds: float
     jobs: bool = True
+    counts: str = ""
+    """The file in which several workers count what keys ask; `number`: which worker this is."""
+    number: int = 0
 
     @property
     def loopback(self) -> bool:
@@ -80,7 +84,8 @@ def prepare(config: Config, start: Start) -> Holder:
     salt = load_salt(simulated=config.source.kind == "simulated", loopback=start.loopback)
     # First what takes no time and may refuse.
     service = open_service(config, salt, loopback=start.loopback)
-    service.quota = Quota(MOST_REQUESTS // start.workers, MOST_ROWS // start.workers)
+    if start.counts:
+        service.quota = SharedQuota(path=start.counts, worker=start.number, workers=start.workers)
     model = resolve(config)
     scorer = Scorer(model, ensure_snapshot(config, model, salt), config, salt)
     register_configured(service, scorer)
@@ -180,7 +185,10 @@ def run(config: Config, start: Start) -> int:
     holder = prepare(config, start)
     describe(holder, start)
     holder.open().close()
-    with socket.socket(socket.AF_INET6 if ":" in start.host else socket.AF_INET) as door:
+    family = socket.AF_INET6 if ":" in start.host else socket.AF_INET
+    with socket.socket(family) as door, tempfile.NamedTemporaryFile(prefix="quota-") as counts:
+        counts.truncate(SharedQuota.size(start.workers))
+        start = replace(start, counts=counts.name)
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         door.bind((start.host, start.port))
         with start.beside(config):
@@ -237,6 +245,7 @@ class Watch:
         self._start, self._door = start, door
         self._context = multiprocessing.get_context("spawn")
         self._workers: dict[Any, Any] = {}
+        self._numbers: dict[Any, int] = {}
         self._stopping = False
         self._ended: list[float] = []
 
@@ -250,7 +259,7 @@ class Watch:
             wait([process.sentinel for process in self._workers], timeout=1.0)
             for process, beat in list(self._workers.items()):
                 if not process.is_alive():
-                    del self._workers[process]
+                    del self._workers[process], self._numbers[process]
                     self._replace(process)
                 elif beat.value and time.monotonic() - beat.value > HUNG_SECONDS:
                     log.error("worker %s gives no sign of life and is replaced", process.pid)
@@ -259,12 +268,15 @@ class Watch:
 
     def _add(self) -> None:
         beat = self._context.Value("d", 0.0, lock=False)
+        # One that is replaced leaves its number, and what it has counted, to its successor.
+        number = min(set(range(self._start.workers)) - set(self._numbers.values()))
         process = self._context.Process(
             target=worker,
-            args=(replace(self._start), self._door, beat, log.level),
+            args=(replace(self._start, number=number), self._door, beat, log.level),
             name="worker",
         )
         process.start()
+        self._numbers[process] = number
         self._workers[process] = beat
 
     def _replace(self, process: Any) -> None:

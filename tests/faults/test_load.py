@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 from collections import Counter
@@ -120,10 +121,14 @@ def rush(folder: Path, url: str, workers: int, clients: int, newcomers: int) -> 
 
         asyncio.run(everyone())
         # Idempotent replays give the same bytes, whichever worker they meet.
+        left = []
         for headers, body, content in random.Random(1).sample(told.replies, 20):
-            again = http.post("/v1/decisions", content=body, headers=headers)
+            again = httpx.post(f"{address}/v1/decisions", content=body, headers=headers)
             assert again.content == content
             assert again.headers["idempotency-replayed"] == "true"
+            left.append(int(again.headers["ratelimit"].partition("r=")[2].partition(";")[0]))
+        # And all workers count one quota, which begins anew once a minute.
+        assert sum(b != a - 1 for a, b in itertools.pairwise(left)) <= 1
     # Nobody ever has two coupons of a window.
     assert all(len(offers) == 1 for offers in told.offers.values())
     with log.read() as connection:
