@@ -328,6 +328,9 @@ def test_a_campaign_tools_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         after = api.model()
         assert after.model_version == "2"
         assert after.loaded_at > before.loaded_at
+        # The shop's tables still have whoever was erased; the server has nobody.
+        with pytest.raises(ApiError, match="unknown_customer"):
+            api.customer(gone)
         assert mostly("c5", greedy(api, sorted(STORE & OFTEN)[:300]))
         found = greedy(api, sorted(APP & OFTEN)[:300])
         assert mostly("p10", found)
