@@ -154,9 +154,11 @@ def probability_check(dataset: Dataset, config: Config, logged: pd.DataFrame) ->
     whole = _maps(logged)
     rows = ~np.isnan(p) & ~whole
     if dataset.estimated or not rows.any():
-        text = (
-            "no assignment_prob is logged" if not rows.any() else "the arms were not drawn by lot"
-        )
+        text = "no assignment_prob is logged"
+        if rows.any():
+            text = "the arms were not drawn by lot"
+        elif whole.any():
+            text = "rows have the map of all arms, which stands for itself"
         return Check(name, NOT_RUN, None, STOP_MISMATCHES, text)
     if config.experiment.assignment:
         off = rows & (np.abs(p / data.own_probability - 1) > MISMATCH)
