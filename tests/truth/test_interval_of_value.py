@@ -30,7 +30,7 @@ def chosen_interval_and_truth(seed: int) -> tuple[float, float, float]:
             f"source.seed={seed}",
             f"source.customers={CUSTOMERS}",
             f"policy.budget={CUSTOMERS * 0.11}",
-            "training.learners=[s, t, x, r, dr]",
+            "training.learners=[s, t, x, r, dr, proportional, two_part, ensemble]",
             "training.response_targets=[]",
             "training.folds=3",
             "training.threads=1",
