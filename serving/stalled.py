@@ -44,12 +44,12 @@ class Stalled:
 def _waits_for(connection: Any) -> object | None:
     """What the server waits for, where it waits for the client; None where it does not. The time
     that a request's body may take is counted where the body is read."""
-    transport, cycle = connection.transport, connection.cycle
+    transport, cycle = connection.transport, getattr(connection, "cycle", None)
     left: int = transport.get_write_buffer_size()
     if left and (transport.is_closing() or connection.flow.write_paused):
         return left
     idle = cycle is None or cycle.response_complete
     # While this is set, the web server itself ends the connection soon.
-    if idle and connection.timeout_keep_alive_task is None:
+    if idle and getattr(connection, "timeout_keep_alive_task", None) is None:
         return "head"
     return None

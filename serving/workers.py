@@ -205,6 +205,7 @@ def serve(
         port=start.port,
         access_log=False,
         log_level="warning",
+        ws="none",
         server_header=False,
         timeout_graceful_shutdown=FINISH_SECONDS,
         limit_concurrency=4096,

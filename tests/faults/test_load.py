@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import random
+import signal
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -53,6 +55,9 @@ class Told:
     """(headers, body, answer) of requests with a key."""
     statuses: Counter[int] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
+    broken: int = 0
+    """Requests whose answer never came; each is asked again under its key."""
+    killed: list[int] = field(default_factory=list)
 
 
 async def client_of(url: str, number: int, newcomers: int, told: Told) -> None:
@@ -82,21 +87,59 @@ async def asked(
     http: httpx.AsyncClient, body: bytes, headers: dict[str, str], told: Told
 ) -> httpx.Response:
     """The answer, asked for again as long as the server is busy."""
-    for _ in range(60):
-        answer = await http.post("/v1/decisions", content=body, headers=headers)
+    for _ in range(300):
+        try:
+            answer = await http.post("/v1/decisions", content=body, headers=headers)
+        except httpx.TransportError:
+            told.broken += 1
+            await asyncio.sleep(0.2)
+            continue
         told.statuses[answer.status_code] += 1
         if answer.status_code == 200:
             return answer
         assert answer.status_code in (409, 429, 503), answer.text
         assert answer.json()["code"] in ("in_flight", "overloaded", "quota"), answer.text
         await asyncio.sleep(min(1.0, float(answer.headers["retry-after"])))
-    raise AssertionError("busy for a minute")
+    raise AssertionError("no answer in all this time")
 
 
-def rush(folder: Path, url: str, workers: int, clients: int, newcomers: int) -> Told:
+def children(process: int) -> list[int]:
+    """Processes that a process has started."""
+    return [int(n) for n in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def workers_of_the_server() -> list[int]:
+    """Workers of the server that this process has started, which have begun to serve."""
+
+    def runs(process: int, what: bytes) -> bool:
+        return what in Path(f"/proc/{process}/cmdline").read_bytes()
+
+    return [
+        worker
+        for server in children(os.getpid())
+        if runs(server, b"serving")
+        for worker in children(server)
+        if runs(worker, b"spawn_main")
+    ]
+
+
+async def kill_workers(told: Told, kills: int) -> None:
+    """Every few seconds a worker is gone, as if its machine had lost power."""
+    rng = random.Random(kills)
+    for _ in range(kills):
+        await asyncio.sleep(rng.uniform(2.0, 4.0))
+        worker = rng.choice(workers_of_the_server())
+        os.kill(worker, signal.SIGKILL)
+        told.killed.append(worker)
+
+
+def rush(
+    folder: Path, url: str, workers: int, clients: int, newcomers: int, kills: int = 0
+) -> Told:
     """Everything that must hold while so many clients ask so many workers at once.
 
-    folder: with the shop's bundle and configuration; newcomers: asked about by each client.
+    folder: with the shop's bundle and configuration; newcomers: asked about by each client; kills:
+    so many workers are killed meanwhile.
     """
     config = folder / "spring.yaml"
     raw = yaml.safe_load(config.read_text())
@@ -116,7 +159,8 @@ def rush(folder: Path, url: str, workers: int, clients: int, newcomers: int) -> 
 
         async def everyone() -> None:
             await asyncio.gather(
-                *(client_of(address, number, newcomers, told) for number in range(clients))
+                kill_workers(told, kills),
+                *(client_of(address, number, newcomers, told) for number in range(clients)),
             )
 
         asyncio.run(everyone())
@@ -163,3 +207,11 @@ def test_eight_workers_and_two_hundred_clients_share_a_budget(folder: Path, url:
     told = rush(folder, url, workers=8, clients=200, newcomers=30)
     assert told.reasons["budget_exhausted"] > 0
     print(f"\n{sum(told.statuses.values())} requests: {dict(told.statuses)}, {dict(told.reasons)}")
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_under_load_lose_and_double_nothing(folder: Path, url: str) -> None:
+    told = rush(folder, url, workers=3, clients=60, newcomers=120, kills=4)
+    assert len(set(told.killed)) == 4
+    assert told.broken > 0
+    print(f"\n{told.broken} answers lost to {len(told.killed)} kills, {dict(told.statuses)}")

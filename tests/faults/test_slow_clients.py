@@ -162,3 +162,17 @@ def test_an_answer_that_nobody_reads_is_given_up(
             time.sleep(0.1)
         assert counter.get() == 1
     served(port, "c-035")
+
+
+def test_an_upgrade_is_no_way_around(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, port = running
+    monkeypatch.setattr(stalled, "STALLED_SECONDS", 0.5)
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+        sock.sendall(
+            b"GET /v1/decisions HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\n"
+            b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        assert sock.recv(65536).startswith(b"HTTP/1.1 4")
+        time.sleep(2.0)
+    served(port, "c-036")
