@@ -31,7 +31,7 @@ from serving.gate import Holder
 from serving.jobs_process import Beside
 from serving.limits import SharedQuota
 from serving.load import resolve
-from serving.metrics import FOLDER, empty_folder
+from serving.metrics import FOLDER, empty_folder, forget
 from serving.salt import load_salt
 from serving.scorer import Scorer
 from serving.snapshot import ensure_snapshot
@@ -261,6 +261,7 @@ class Watch:
             for process, beat in list(self._workers.items()):
                 if not process.is_alive():
                     del self._workers[process], self._numbers[process]
+                    forget(process.pid)
                     self._replace(process)
                 elif beat.value and time.monotonic() - beat.value > HUNG_SECONDS:
                     log.error("worker %s gives no sign of life and is replaced", process.pid)

@@ -23,6 +23,7 @@ from serving import load, workers
 from serving.app import create_app
 from serving.gate import Holder
 from serving.load import MlflowRegistry, Registered, RegistryUnreachable, resolve
+from serving.metrics import FOLDER
 from serving.renewal import keep_current
 from serving.snapshot import ensure_snapshot
 from tests.unit.serving.answering import Client, asked, make_service, post
@@ -181,7 +182,8 @@ def test_a_server_goes_on_with_the_old_pair_when_the_new_one_is_damaged(
 def hung(start: Any, door: socket.socket, beat: Any, level: int) -> None:
     """A worker that gives one sign of life and then none."""
     beat.value = time.monotonic()
-    (Path(os.environ["HUNG"]) / str(os.getpid())).touch()
+    for name in (f"gauge_livesum_{os.getpid()}.db", str(os.getpid())):
+        (Path(os.environ[FOLDER]) / name).touch()
     time.sleep(600)
 
 
@@ -192,7 +194,7 @@ def ending(start: Any, door: socket.socket, beat: Any, level: int) -> None:
 
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[workers.Watch]:
-    monkeypatch.setenv("HUNG", str(tmp_path))
+    monkeypatch.setenv(FOLDER, str(tmp_path))
     monkeypatch.setattr(workers, "HUNG_SECONDS", 0.5)
     # In a thread, signals are nobody's.
     monkeypatch.setattr(workers.signal, "signal", lambda *_: None)
@@ -208,12 +210,14 @@ def test_a_worker_that_hangs_is_killed_and_replaced(
     thread = threading.Thread(target=watch.run, daemon=True)
     thread.start()
     until = time.monotonic() + 60
-    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until:
+    while len(list(tmp_path.glob("[0-9]*"))) < 2 and time.monotonic() < until:
         time.sleep(0.05)
     watch._stop(signal.SIGTERM, None)
     thread.join(30)
     assert not thread.is_alive()
-    assert len(list(tmp_path.iterdir())) >= 2
+    assert len(list(tmp_path.glob("[0-9]*"))) >= 2
+    # What waited in a worker waits no more once it has ended.
+    assert not list(tmp_path.glob("gauge_*"))
     assert not multiprocessing.active_children()
 
 
