@@ -57,7 +57,7 @@ def _log_is_away(error: Exception) -> str:
     if type(error).__module__ != "serving.log.engine":  # to import it takes a while
         return ""
     from serving.log.engine import LogUnavailable
-    from serving.startup import silent
+    from serving.log.ready import silent
 
     return str(silent(error)) if isinstance(error, LogUnavailable) else ""
 
@@ -239,7 +239,7 @@ def _sync(config: Config, options: argparse.Namespace) -> int:
 def _migrate(config: Config, options: argparse.Namespace) -> int:
     from serving.log.engine import LogUnavailable, log_url, open_log
     from serving.log.migrate import upgrade
-    from serving.startup import silent
+    from serving.log.ready import silent
 
     log = open_log(log_url(config.name)[0])
     try:
@@ -253,8 +253,8 @@ def _migrate(config: Config, options: argparse.Namespace) -> int:
 
 def _keys_create(config: Config, options: argparse.Namespace) -> int:
     from serving.log.keys import SCOPES, make
-    from serving.service import now_micros
-    from serving.startup import open_ready
+    from serving.log.ready import open_ready
+    from serving.times import now_micros
 
     scopes = [scope.strip() for scope in options.scopes.split(",")]
     wrong = [scope for scope in scopes if scope not in SCOPES]
@@ -285,10 +285,9 @@ def _keys_create(config: Config, options: argparse.Namespace) -> int:
 
 
 def _keys_list(config: Config, options: argparse.Namespace) -> int:
-    from serving.evaluation import shown_time
     from serving.log.keys import every
-    from serving.service import now_micros
-    from serving.startup import open_ready
+    from serving.log.ready import open_ready
+    from serving.times import now_micros, shown_time
 
     log = open_ready(config)
     with log.read() as connection:
@@ -305,8 +304,8 @@ def _keys_list(config: Config, options: argparse.Namespace) -> int:
 
 def _keys_revoke(config: Config, options: argparse.Namespace) -> int:
     from serving.log.keys import revoke
-    from serving.service import now_micros
-    from serving.startup import open_ready
+    from serving.log.ready import open_ready
+    from serving.times import now_micros
 
     log = open_ready(config)
     with log.write() as connection:
@@ -325,9 +324,9 @@ def _keys_revoke(config: Config, options: argparse.Namespace) -> int:
 def _purge(config: Config, options: argparse.Namespace) -> int:
     from serving.jobs_files import remove_results, results_home
     from serving.log.jobs import Jobs
+    from serving.log.ready import open_ready
     from serving.log.retention import purge
-    from serving.service import now_micros
-    from serving.startup import open_ready
+    from serving.times import now_micros
 
     log = open_ready(config)
     with log.write() as connection:
@@ -341,7 +340,7 @@ def _purge(config: Config, options: argparse.Namespace) -> int:
 
 def _export(config: Config, options: argparse.Namespace) -> int:
     from serving.export import export_log
-    from serving.startup import open_ready
+    from serving.log.ready import open_ready
 
     written = export_log(open_ready(config), options.out)
     for path, rows in written.items():

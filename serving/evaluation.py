@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,10 @@ from serving.judging import Times
 from serving.judging import judge as judge
 from serving.population import FOREVER
 from serving.rules import Rules
+from serving.times import micros as micros
+from serving.times import moment as moment
+from serving.times import shown_time as shown_time
+from serving.times import timestamp as timestamp
 from uplift.data import BoolArray, FloatArray
 from uplift.policy import STICKY, Decisions, Reason, decide
 
@@ -34,7 +38,6 @@ if TYPE_CHECKING:
 
 AGING = timedelta(hours=26)
 MODEL_AGING = timedelta(days=45)
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # From so many values on, Arrow writes decimals faster than numpy.
 MANY = 64
 _REASONS = {str(reason): reason for reason in Reason}
@@ -334,27 +337,6 @@ def _warnings(scorer: Scorer, rules: Rules, now: datetime) -> list[str]:
     if scorer.simulated:
         found.append("simulated_data")
     return found
-
-
-def micros(moment: datetime) -> int:
-    """Microseconds of Unix time."""
-    return (moment - EPOCH) // timedelta(microseconds=1)
-
-
-def moment(value: int) -> datetime:
-    """The UTC time of microseconds of Unix time."""
-    return EPOCH + timedelta(microseconds=value)
-
-
-def shown_time(value: int | None) -> str | None:
-    return None if value is None else timestamp(moment(value))
-
-
-def timestamp(moment: datetime) -> str:
-    """RFC 3339 in UTC; a time without a zone is UTC."""
-    if moment.tzinfo is not None:
-        moment = moment.astimezone(UTC).replace(tzinfo=None)
-    return moment.isoformat() + "Z"
 
 
 def shortest(values: npt.NDArray[np.float32]) -> list[float | None]:

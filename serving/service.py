@@ -19,7 +19,6 @@ from sqlalchemy.exc import DBAPIError
 from features.errors import ConfigError
 from serving.campaign_rules import rules_of_entry
 from serving.desk import Answer, Ask, Desk, RulesOutdated, UnknownCampaign
-from serving.evaluation import micros
 from serving.limits import InFlight, Quota
 from serving.log import idempotency, ledger, stock
 from serving.log.campaigns import Campaigns
@@ -33,6 +32,7 @@ from serving.metrics import Metrics
 from serving.rules import Rules
 from serving.salt import Salt
 from serving.scorer import Scorer
+from serving.times import now_micros as now_micros
 
 KEYS_SECONDS = 30.0
 HEALTH_SECONDS = 1.0
@@ -42,10 +42,6 @@ TRIES = 5
 T = TypeVar("T")
 Change = Callable[[Connection], Any]
 log = logging.getLogger("serving")
-
-
-def now_micros() -> int:
-    return micros(datetime.now(UTC))
 
 
 @dataclass

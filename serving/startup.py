@@ -10,8 +10,8 @@ from features.config import Config
 from features.errors import ConfigError
 from serving.evaluation import micros
 from serving.log import stock
-from serving.log.engine import Log, LogUnavailable, explained, json_text, log_url, open_log
-from serving.log.migrate import ensure_ready
+from serving.log.engine import json_text
+from serving.log.ready import open_ready
 from serving.salt import Salt
 from serving.scorer import Scorer
 from serving.service import Service
@@ -36,30 +36,6 @@ def open_service(
             remedy="Make one: python -m serving keys --config ... create --scopes score,read",
         )
     return service
-
-
-def open_ready(config: Config, root: Path = Path("data")) -> Log:
-    """The log of a configuration, with the schema of this release.
-
-    Raises ConfigError where there is none, or no answer.
-    """
-    url, given = log_url(config.name, root)
-    log = open_log(url)
-    try:
-        ensure_ready(log, may_create=not given)
-    except LogUnavailable as error:
-        raise silent(error, log.place) from None
-    return log
-
-
-def silent(error: LogUnavailable, place: str = "the database") -> ConfigError:
-    """What a user is told of a log that does not answer."""
-    return ConfigError(
-        "the decision log",
-        expected="a database that answers",
-        found=explained(error),
-        remedy=f"Look at {place}.",
-    )
 
 
 def register_configured(service: Service, scorer: Scorer) -> None:
