@@ -88,7 +88,8 @@ def test_without_exploration_or_as_another_campaign_nobody_gets_it(
     scorer, people = scorer_of(shop, tmp_path)
     ids = people.customer_id.astype(str).tolist()
     with serving(scorer, tmp_path) as client:
-        put(client, "summer", body(exploration_bps=10_000))
+        worst = {"cap_micros": 10**9, "mode": "worst_case"}
+        put(client, "summer", body(exploration_bps=10_000, budget=worst))
         found = post(client, asked(*ids, campaign="summer")).json()["decisions"]
         assert {d["coupon_id"] for d in found} == {None, "c5", "p10"}
         content = json.dumps(body(coupons=["c5", "new7"])).encode()
