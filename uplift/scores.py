@@ -63,20 +63,10 @@ def clustered_mean(values: FloatArray, cluster: IntArray) -> Estimate:
 
 
 def from_influence(estimate: float, psi: FloatArray, cluster: IntArray) -> Estimate:
-    """An estimate with its clustered standard error from (n,) influence values `psi`.
-
-    The sums inside clusters are taken in the order of the values, so that the error does not
-    depend on the order of the rows, to the last bit.
-    """
+    """An estimate with its clustered standard error from (n,) influence values `psi`; the order of
+    the rows does not change it, to the last bit."""
     codes, groups = cluster_codes(cluster)
-    return _from_codes(estimate, psi, codes, groups)
-
-
-def _from_codes(estimate: float, psi: FloatArray, codes: IntArray, groups: int) -> Estimate:
-    if groups < len(codes):
-        order = np.lexsort((psi, codes))
-        psi, codes = psi[order], codes[order]
-    return Estimate(estimate, clustered_error(psi, codes, groups))
+    return Estimate(estimate, _error(cluster_sums(psi, codes), groups, len(psi)))
 
 
 def cluster_codes(cluster: IntArray) -> tuple[IntArray, int]:
@@ -92,9 +82,27 @@ def cluster_codes(cluster: IntArray) -> tuple[IntArray, int]:
 
 def clustered_error(psi: FloatArray, codes: IntArray, groups: int) -> float:
     """Standard error from (n,) influence values and (n,) codes of their `groups` clusters."""
-    sums = np.bincount(codes, weights=psi)
-    variance = groups / (groups - 1) * float(sums @ sums) / len(psi) ** 2
+    sums: FloatArray = np.bincount(codes, weights=psi).astype(np.float64, copy=False)
+    return _error(sums, groups, len(psi))
+
+
+def _error(sums: FloatArray, groups: int, rows: int) -> float:
+    variance = groups / (groups - 1) * float(sums @ sums) / rows**2
     return float(np.sqrt(variance))
+
+
+def cluster_sums(values: FloatArray, codes: IntArray) -> FloatArray:
+    """(max code + 1,) sums of (n,) values by code, rounded once: the order of the rows does not
+    change them. Multiples of a unit that leaves room for all their sums are added without any
+    error; what is left of each value is too small for the errors of its sum to be seen."""
+    largest = float(np.max(np.abs(values), initial=0.0))
+    whole = np.zeros(len(values))
+    if 1e-250 < largest < np.inf:
+        room = int(np.ceil(np.log2(len(values) + 1)))
+        unit = np.ldexp(1.0, int(np.ceil(np.log2(largest))) + room - 52)
+        whole = np.rint(values / unit) * unit
+    sums = np.bincount(codes, weights=whole) + np.bincount(codes, weights=values - whole)
+    return sums.astype(np.float64, copy=False)
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,8 @@ class Influence:
     def estimate(self) -> Estimate:
         """With the clustered standard error."""
         groups = int(np.count_nonzero(np.bincount(self.codes)))
-        return _from_codes(self.value, self.psi, self.codes, groups)
+        sums = cluster_sums(self.psi, self.codes)
+        return Estimate(self.value, _error(sums, groups, len(self.psi)))
 
 
 @dataclass(frozen=True)

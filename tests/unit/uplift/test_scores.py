@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from uplift.scores import (
     ScoreMatrix,
     ascending,
     calibration_slope,
+    cluster_sums,
     clustered_mean,
     from_influence,
     one_hot,
@@ -35,6 +38,20 @@ def test_standard_error_of_single_rows_is_the_textbooks() -> None:
     made = clustered_mean(values, np.arange(500))
     assert made.value == pytest.approx(values.mean(), abs=1e-15)
     assert made.se == pytest.approx(values.std(ddof=1) / np.sqrt(500), rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-9, 1.0, 1e12])
+def test_sums_by_cluster_are_exact_in_any_order_of_the_rows(scale: float) -> None:
+    rng = np.random.default_rng(7)
+    values = rng.standard_t(2, 20_000) * scale
+    codes = rng.integers(0, 900, 20_000)
+    exact = [math.fsum(values[codes == code]) for code in range(900)]
+    found = cluster_sums(values, codes)
+    np.testing.assert_allclose(found, exact, rtol=1e-12, atol=1e-13 * scale)
+    if scale > 1e-250:
+        for _ in range(5):
+            order = rng.permutation(20_000)
+            np.testing.assert_array_equal(cluster_sums(values[order], codes[order]), found)
 
 
 def test_standard_error_of_equal_clusters_is_that_of_their_means() -> None:
