@@ -12,7 +12,7 @@ from serving.log.engine import Log
 from serving.log.schema import coupon_stock
 
 ROOT = Path(__file__).parents[4]
-PIECES = 500
+PIECES = 3_000
 # Each process takes a few pieces at a time until it has been refused often; it prints its sum.
 TAKE = """
 import random, sys
