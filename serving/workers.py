@@ -42,6 +42,9 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 # After the last sign of life of a worker's event loop, it is replaced.
 HUNG_SECONDS = 30.0
 FINISH_SECONDS = 20
+# Longer than load balancers keep a connection that nobody uses (60 s is usual): they end it first,
+# and nothing is sent into one that is just being closed.
+KEEP_SECONDS = 75
 # So many workers that end within a minute are a defect that restarts do not mend.
 MOST_RESTARTS = 5
 # The threads of the log wait for the event loop no longer than this, and it for them.
@@ -207,6 +210,7 @@ def serve(
         log_level="warning",
         ws="none",
         server_header=False,
+        timeout_keep_alive=KEEP_SECONDS,
         timeout_graceful_shutdown=FINISH_SECONDS,
         limit_concurrency=4096,
     )
