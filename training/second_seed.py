@@ -37,7 +37,7 @@ def gain_again(
         parts = [n for n in models.learners if n in LEARNERS and LEARNERS[n].joins]
         fitted = average([make_learner(n).fit(problem) for n in parts])
     else:
-        parts = _carried(models, name) if LEARNERS[name].combines else []
+        parts = carried(models, name) if LEARNERS[name].combines else []
         others = {n: make_learner(n).fit(problem) for n in parts}
         fitted = make_learner(name, others).fit(problem)
     again = replace(models, outcome=problem, learners={**models.learners, name: fitted})
@@ -48,7 +48,7 @@ def gain_again(
     return evaluation.scored.gain.gain(policy)
 
 
-def _carried(models: Models, name: str) -> list[str]:
+def carried(models: Models, name: str) -> list[str]:
     """The learners that have a weight in learner `name`, which combines: those that share a term
     with it."""
     held = {id(term) for term, _ in models.learners[name].model.terms}

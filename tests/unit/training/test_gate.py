@@ -23,6 +23,7 @@ from tests.unit.training.shops import (
 from training import gate_steps
 from training.champion import fold_digest
 from training.dataset import build_dataset
+from training.fit import AVERAGE
 from training.gate import Evidence, judge
 from training.gate_steps import (
     budget_step,
@@ -36,8 +37,9 @@ from training.gate_steps import (
 )
 from training.guardrails import Guardrail, change, guardrails, segment_gains
 from training.page import LONGEST, page, story
-from training.second_seed import gain_again
+from training.second_seed import carried, gain_again
 from training.train import Training, offers_of, run
+from uplift.effects import EffectModel
 from uplift.errors import BundleError
 from uplift.scores import Estimate, clustered_mean
 
@@ -104,6 +106,14 @@ def test_another_seed_learns_anew_and_earns_about_the_same(training: Training) -
     assert one.value != gain.value
     assert abs(one.value - gain.value) < gain.se
     assert gain_again(t.evaluation, t.models, t.dataset, config) == one
+
+
+def test_of_what_combines_the_members_with_a_weight_are_learned_anew(training: Training) -> None:
+    whole = training.models.learners["t"]
+    other = replace(whole, model=EffectModel(whole.model.constant))
+    combined = replace(whole, model=whole.model.scaled(0.5))
+    learners = {"s": other, "t": whole, "ensemble": combined, AVERAGE: whole}
+    assert carried(replace(training.models, learners=learners), "ensemble") == ["t"]
 
 
 def test_a_difference_needs_its_bound_above_nought_or_the_margin() -> None:

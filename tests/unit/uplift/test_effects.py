@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import lightgbm as lgb
 import numpy as np
 import pytest
 
 from tests.unit.uplift.small_bundle import make_bundle, small_forest
-from uplift.effects import BoosterTerm, EffectModel, ForestTerm, sigmoid
+from uplift.data import Float32Array, FloatArray
+from uplift.effects import BoosterTerm, EffectModel, ForestTerm, TermValues, sigmoid
 from uplift.errors import BundleError
 from uplift.response import ResponseModel, ResponseTerm
 
@@ -75,6 +77,32 @@ def test_the_link_is_applied_to_raw_scores() -> None:
 
 def test_sigmoid_at_its_ends() -> None:
     assert sigmoid(np.array([-1e4, 0.0, 1e4])) == pytest.approx([0.0, 0.5, 1.0], abs=1e-200)
+
+
+class Counted:
+    """A term that counts how often it is computed."""
+
+    asked = 0
+
+    def value(self, X: Float32Array, threads: int = 0) -> FloatArray:
+        self.asked += 1
+        return X[:, 0].astype(np.float64)
+
+    def files(self) -> tuple[str, bytes]:
+        raise NotImplementedError
+
+    def spec(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+def test_a_term_that_models_share_is_computed_once() -> None:
+    rows = np.random.default_rng(3).standard_normal((30, 2)).astype(np.float32)
+    shared, values = Counted(), TermValues(rows)
+    one = EffectModel(np.array([1.0, 0.0]), ((shared, np.array([2.0, -1.0])),))
+    both = one.plus(EffectModel(np.zeros(2), ((Counted(), np.array([0.5, 0.5])),)))
+    for model in (one, both, one):
+        assert np.array_equal(model.at(values), model.predict(rows))
+    assert shared.asked == 4  # once for the values, once for each prediction without them
 
 
 def test_a_model_is_the_weighted_sum_of_its_terms() -> None:
