@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import json
 import os
 import re
@@ -108,6 +109,46 @@ def test_what_it_imports_of_this_project_exists(path: Path) -> None:
         if not hasattr(importlib.import_module(module), name)
     ]
     assert missing == []
+
+
+def misfits(path: Path) -> tuple[int, list[str]]:
+    """Calls of this project's functions in a notebook, and those whose arguments do not fit."""
+    known = {
+        name: getattr(importlib.import_module(module), name) for module, name in imported(path)
+    }
+    checked, wrong = 0, []
+    for cell in cells(path, "code"):
+        for call in ast.walk(ast.parse(source(cell))):
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
+                continue
+            function = known.get(call.func.id)
+            spread = any(isinstance(arg, ast.Starred) for arg in call.args)
+            named = {keyword.arg: None for keyword in call.keywords if keyword.arg}
+            if function is None or spread or len(named) < len(call.keywords):
+                continue
+            checked += 1
+            try:
+                inspect.signature(function).bind(*call.args, **named)
+            except TypeError as error:
+                wrong.append(f"{cell['id']}: {call.func.id}: {error}")
+    return checked, wrong
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_its_calls_of_this_project_fit_their_signatures(path: Path) -> None:
+    checked, wrong = misfits(path)
+    assert checked > 3
+    assert wrong == []
+
+
+def test_a_call_that_does_not_fit_is_seen(tmp_path: Path) -> None:
+    text = NOTEBOOKS[1].read_text(encoding="utf-8")
+    assert "predict(c.bundle, models)" in text
+    changed = tmp_path / EVALUATION
+    changed.write_text(text.replace("predict(c.bundle, models)", "predict(c.bundle, models, 1)"))
+    _, wrong = misfits(changed)
+    assert len(wrong) == 1
+    assert "predict: too many positional arguments" in wrong[0]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
