@@ -282,21 +282,20 @@ def test_what_the_models_promise_of_their_own_choice_is_too_high(studies: list[S
 
 @pytest.mark.slow
 def test_the_policy_is_truly_ahead_of_every_rival_at_every_budget(studies: list[Study]) -> None:
-    """Of the best coupon sent to whom it changes most, from half of the full budget on. Below,
-    where few get anything and one coupon suits most of them, it is ahead on average over the
-    worlds, and in none behind by a tenth of what it is ahead of random."""
+    """At 5% of the full budget some three customers in a hundred get anything: there the best
+    coupon, sent to whom it changes most, may be as good, and is never better."""
+    level = {(BEST_UPLIFT, SHARES[0])}
     behind = [
         (study.world, name, share)
         for study in studies
         for name, estimates in study.ahead.items()
-        for share, estimate, random in zip(SHARES, estimates, study.ahead[RANDOM], strict=True)
-        if estimate.lo <= (-0.1 * random.value if name == BEST_UPLIFT and share < 0.5 else 0)
+        for share, estimate in zip(SHARES, estimates, strict=True)
+        if (estimate.hi if (name, share) in level else estimate.lo) <= 0
     ]
     assert behind == []
-    for share in range(2):
-        close = [study.ahead[BEST_UPLIFT][share] for study in studies]
-        error = np.sqrt(sum(e.se**2 for e in close)) / len(close)
-        assert np.mean([e.value for e in close]) > Z * error
+    close = [study.ahead[BEST_UPLIFT][0] for study in studies]
+    error = np.sqrt(sum(e.se**2 for e in close)) / len(close)
+    assert np.mean([e.value for e in close]) > Z * error, "on average over the worlds it is ahead"
 
 
 @pytest.mark.slow
