@@ -1,9 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from sqlalchemy import insert, select, update
 
@@ -11,8 +7,8 @@ from serving.log import ledger
 from serving.log.campaigns import Campaigns
 from serving.log.engine import Log
 from serving.log.schema import campaign_budget, decisions
+from tests.unit.serving.log.processes import run_together
 
-ROOT = Path(__file__).parents[4]
 CAP = 1_000_000
 # Each process charges until it has been refused often; it prints what it was granted.
 SPEND = """
@@ -47,24 +43,7 @@ def budget(log: Log, name: str = "c") -> ledger.Budget:
 
 def test_eight_processes_spend_the_cap_and_never_more(log: Log, url: str) -> None:
     campaign(log, CAP)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SPEND, url, str(seed)],
-            cwd=ROOT,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        for seed in range(8)
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    granted = [int(process.communicate(timeout=120)[0]) for process in processes]
+    granted = run_together(SPEND, url, 8)
     found = budget(log)
     assert sum(granted) == found.committed
     assert 0.99 * CAP <= found.committed <= CAP

@@ -1,17 +1,13 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from sqlalchemy import update
 
 from serving.log import stock
 from serving.log.engine import Log
 from serving.log.schema import coupon_stock
+from tests.unit.serving.log.processes import run_together
 
-ROOT = Path(__file__).parents[4]
 PIECES = 3_000
 # Each process takes a few pieces at a time until it has been refused often; it prints its sum.
 TAKE = """
@@ -41,24 +37,7 @@ def left(log: Log, *coupons: str) -> dict[str, int]:
 def test_processes_never_take_more_pieces_than_there_are(log: Log, url: str) -> None:
     with log.write() as connection:
         stock.declare(log, connection, {"c5": PIECES})
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", TAKE, url, str(seed)],
-            cwd=ROOT,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        for seed in range(4)
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    taken = [int(process.communicate(timeout=120)[0]) for process in processes]
+    taken = run_together(TAKE, url, 4)
     assert PIECES - 5 <= sum(taken) <= PIECES
     assert left(log, "c5") == {"c5": PIECES - sum(taken)}
     assert sum(count > 0 for count in taken) >= 2  # they did compete
