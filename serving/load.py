@@ -197,8 +197,9 @@ def prove(folder: Path, sha256: str) -> None:
     """Load a bundle and score its golden rows in a process of its own: LightGBM aborts or is
     killed by some texts, which nothing can catch.
 
-    Raises BundleError where that process crashes or takes longer than PROOF_SECONDS. An error that
-    can be caught is left to whoever loads the bundle next.
+    Raises BundleError where that process is killed, fails or takes longer than PROOF_SECONDS. Not
+    even a failure may be left to whoever loads the bundle next: what LightGBM does when it reads
+    past the end of a text differs from one process to the next.
     """
     packages = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     try:
@@ -210,8 +211,10 @@ def prove(folder: Path, sha256: str) -> None:
         )
     except subprocess.TimeoutExpired:
         raise BundleError(f"it could not be loaded within {PROOF_SECONDS:g} seconds") from None
-    if done.returncode < 0:
-        raise BundleError(f"to load it ends a process with signal {-done.returncode}")
+    if done.returncode:
+        told = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        end = f"signal {-done.returncode}" if done.returncode < 0 else told
+        raise BundleError(f"to load it ends a process with {end}")
 
 
 def current_model(config: Config, root: Path = Path("data")) -> LoadedModel:
