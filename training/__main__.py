@@ -1,4 +1,4 @@
-"""`python -m training train|promote --config C [--set key=value]`."""
+"""`python -m training train|promote|placebo --config C [--set key=value]`."""
 
 from __future__ import annotations
 
@@ -37,6 +37,14 @@ def main(argv: list[str] | None = None) -> int:
     promote.add_argument(
         "--rollback", action="store_true", help="back to what the champion took the place of"
     )
+    placebo = commands.add_parser(
+        "placebo", help="the same training on permuted arms, and with a random feature"
+    )
+    placebo.add_argument("--config", required=True)
+    placebo.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE"
+    )
+    placebo.add_argument("--runs", type=int, default=1, metavar="N", help="with permuted arms (1)")
     arguments = parser.parse_args(argv)
     # Registering without an input example is meant: the signature is written by hand.
     warnings.filterwarnings("ignore", message=".*input example", category=UserWarning)
@@ -45,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         config = load_config(arguments.config, arguments.overrides)
         if arguments.command == "promote":
             _promote(config, arguments)
+        elif arguments.command == "placebo":
+            _placebo(config, arguments.runs)
         else:
             _train(config, arguments.config)
     except (InputError, UpliftError) as error:
@@ -70,6 +80,15 @@ def _promote(config: Config, arguments: argparse.Namespace) -> None:
             rollback=arguments.rollback,
         )
     )
+
+
+def _placebo(config: Config, runs: int) -> None:
+    from training.placebo import evidence
+    from training.train import progress_lines
+
+    with progress_lines(total=runs + 1) as progress:
+        told = evidence(config, progress, runs)
+    print(told)
 
 
 def _train(config: Config, path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,15 @@ from features.sources import open_source
 from tests.unit.training.shops import random_experiment, wide_config
 from tests.unit.uplift.test_diagnostics import experiment as drawn
 from tests.unit.uplift.test_diagnostics import normal_frame
+from training.__main__ import main
 from training.dataset import Dataset, build_dataset
-from training.placebo import RANDOM, PlaceboRun, permuted_arms, placebo_run, with_random_feature
+from training.placebo import (
+    RANDOM,
+    PlaceboRun,
+    permuted_arms,
+    placebo_run,
+    with_random_feature,
+)
 from training.train import offers_of
 
 
@@ -63,3 +71,21 @@ def test_a_random_feature_has_next_to_no_share(experiment: tuple[Dataset, Path])
     shares = run(wider, folder).importance
     assert shares[RANDOM] < 0.1
     assert shares[RANDOM] < shares["x1"] / 4
+
+
+def test_the_command_tells_what_was_found_where_nothing_is(
+    experiment: tuple[Dataset, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The experiment has an effect; with its arms permuted nothing passes."""
+    config = tmp_path / "wide.yaml"
+    config.write_text(wide_config(experiment[1]).model_dump_json(), encoding="utf-8")
+    assert main(["placebo", "--config", str(config), "--runs", "2"]) == 0
+    told = capsys.readouterr().out
+    assert "permuted arms, run 2 of 2" in told
+    assert len(re.findall(r"^  [12] +-?\d.*fallback_no_offer +[12] of 2$", told, re.M)) == 2
+    assert "0 of 2 let anything pass; by chance one in twenty may." in told
+    share = re.search(r"A random feature gets (\S+)% .*more than [012] of 3 others\.", told)
+    assert share is not None
+    assert float(share[1]) < 10
+    assert main(["placebo", "--config", str(config), "--runs", "0"]) == 2
+    assert capsys.readouterr().err.startswith("error: --runs: expected at least one run")
