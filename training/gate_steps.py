@@ -91,7 +91,8 @@ def money_step(
 def data_step(
     candidate: str, diagnostics: Diagnostics | None, observational: bool, accepted: bool
 ) -> Step:
-    """Whatever stops a training has stopped it before; warnings are told."""
+    """Whatever stops a training has stopped it before; warnings are told. The number counts what
+    is left to stop the candidate: observational effects that nobody accepted."""
     checks = () if diagnostics is None else diagnostics.checks
     warns = [c.name for c in checks if c.outcome == WARN]
     text = f"{sum(c.outcome == PASS for c in checks)} checks pass"
@@ -101,8 +102,9 @@ def data_step(
         text += ", accepted by training.accept_observational" if accepted else ""
     elif diagnostics is None:
         return Step(1, candidate, "data", NOT_RUN, "no diagnostics were made")
-    outcome: Outcome = FAIL if observational and not accepted else PASS
-    return Step(1, candidate, "data", outcome, text, float(len(warns)))
+    refused = observational and not accepted
+    outcome: Outcome = FAIL if refused else PASS
+    return Step(1, candidate, "data", outcome, text, float(refused), threshold=0.0)
 
 
 def response_step(candidate: str, models: Models, alpha: float) -> Step:
@@ -246,16 +248,16 @@ def segment_step(candidate: str, gains: Mapping[str, Estimate], currency: str) -
 
 
 def golden_step(candidate: str, bundle: ScoringBundle) -> Step:
-    """Saved and loaded, the bundle scores as it did."""
+    """Saved and loaded, the bundle scores as it did. The number counts bundles that do not."""
     name = "saved bundle"
     with tempfile.TemporaryDirectory() as folder:
         try:
             saved = bundle.save(Path(folder) / "bundle")
             loaded = load_bundle(Path(folder) / "bundle", saved.sha256)
         except BundleError as error:
-            return Step(7, candidate, name, FAIL, str(error))
+            return Step(7, candidate, name, FAIL, str(error), 1.0, threshold=0.0)
     rows = 0 if loaded.golden is None else len(loaded.golden)
-    return Step(7, candidate, name, PASS, f"{rows} golden rows score the same", float(rows))
+    return Step(7, candidate, name, PASS, f"{rows} golden rows score the same", 0.0, threshold=0.0)
 
 
 def seed_step(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from training.diagnostics import Diagnostics
 from training.evaluate import DECIDING_METRIC, Candidate, Evaluation
 from training.explanation import TREE, Explanation
 from training.gate import Verdict
+from training.gate_steps import NOT_RUN
 from training.responses import ResponseReport
 from uplift.diagnostics import Check
 from uplift.papers import PaperScore
@@ -107,8 +109,24 @@ def parent_metrics(
         metrics |= estimate_metrics(f"outcome_effect_{arm}", effect)
     for rival, difference in evaluation.chosen.against.items():
         metrics |= estimate_metrics(f"gain_over_{rival}", difference)
+    metrics |= gate_metrics(verdict)
     metrics |= row_counts(tables)
     metrics |= {f"exposures_{k}": float(v) for k, v in dataset.counts.items()}
+    return metrics
+
+
+def gate_metrics(verdict: Verdict) -> dict[str, float]:
+    """The chosen learner's steps that were run, so that runs compare by them:
+    `gate<number>_<test>`, its `_bound` and `_threshold`, and `_failed`, 0 or 1."""
+    metrics: dict[str, float] = {}
+    for step in verdict.steps:
+        if step.candidate != verdict.steps[0].candidate or step.outcome == NOT_RUN:
+            continue
+        # What stands in brackets (a version, the ranking) may differ between runs.
+        name = f"gate{step.number}_" + re.sub(r"\W+", "_", step.test.split(" (")[0])
+        numbers = {"": step.value, "_bound": step.bound, "_threshold": step.threshold}
+        metrics |= {f"{name}{end}": number for end, number in numbers.items() if number is not None}
+        metrics[f"{name}_failed"] = float(not step.passed)
     return metrics
 
 

@@ -37,6 +37,7 @@ from training.gate_steps import (
 )
 from training.guardrails import Guardrail, change, guardrails, segment_gains
 from training.page import LONGEST, page, story
+from training.records import gate_metrics
 from training.second_seed import carried, gain_again
 from training.train import Training, offers_of, run
 from uplift.effects import EffectModel
@@ -72,6 +73,31 @@ def test_the_learner_goes_through_every_step(training: Training) -> None:
     told = verdict.to_json()
     assert [s["outcome"] for s in told["steps"]] == [s.outcome for s in verdict.steps]
     assert told["times_used"] == 1
+
+
+def test_every_step_that_was_run_keeps_its_number_and_its_threshold(training: Training) -> None:
+    """Failed ones too, in gate.json and as metrics by which runs compare."""
+    t, config = training, wide_config(Path("."))
+    strict = judge(t.evaluation, t.models, t.dataset, config, Evidence(times_used=10**300))
+    assert len({step.candidate for step in strict.steps}) == 4  # down to no offer
+    for verdict in (training.verdict, strict):
+        for step in verdict.steps:
+            if step.outcome != "not run":
+                assert step.value is not None
+                assert step.threshold is not None
+        metrics = gate_metrics(verdict)
+        own = [s for s in verdict.steps if s.candidate == "t" and s.outcome != "not run"]
+        assert sum(name.endswith("_failed") for name in metrics) == len(own)
+        assert sum(metrics[n] for n in metrics if n.endswith("_failed")) == sum(
+            not s.passed for s in own
+        )
+        step = next(s for s in own if s.test == "against no offer")
+        name = "gate4_against_no_offer"
+        assert metrics[name] == step.value
+        assert metrics[f"{name}_bound"] == step.bound
+        assert metrics[f"{name}_threshold"] == 0
+    assert gate_metrics(training.verdict)["gate4_against_no_offer_failed"] == 0
+    assert gate_metrics(strict)["gate4_against_no_offer_failed"] == 1
 
 
 def test_the_margin_is_fixed_by_the_training_rows(training: Training) -> None:
@@ -225,14 +251,15 @@ def test_segments_of_a_policy_are_means_over_their_rows(training: Training) -> N
 def test_a_bundle_that_does_not_come_back_fails(
     training: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert golden_step("t", training.verdict.bundle).outcome == "pass"
+    good = golden_step("t", training.verdict.bundle)
+    assert (good.outcome, good.value) == ("pass", 0)
 
     def broken(*arguments: object) -> None:
         raise BundleError("the golden rows are not reproduced: cate differs")
 
     monkeypatch.setattr(gate_steps, "load_bundle", broken)
     made = golden_step("t", training.verdict.bundle)
-    assert made.outcome == "fail"
+    assert (made.outcome, made.value) == ("fail", 1)
     assert "cate differs" in made.text
 
 
