@@ -24,6 +24,8 @@ def _bare(door: socket.socket, content: bytes) -> None:
     from starlette.responses import Response
     from starlette.routing import Route
 
+    from serving.door import SharingServer
+
     async def answer(request: Request) -> Response:
         await request.body()
         return Response(content, media_type="application/json")
@@ -35,7 +37,7 @@ def _bare(door: socket.socket, content: bytes) -> None:
     settings = uvicorn.Config(
         app, access_log=False, log_level="warning", server_header=False, limit_concurrency=4096
     )
-    uvicorn.Server(settings).run([door])
+    SharingServer(settings).run([door])
 
 
 def _ours(door: socket.socket, workers: int) -> None:
@@ -53,10 +55,10 @@ def _ours(door: socket.socket, workers: int) -> None:
 
 def listen(port: int, workers: int, size: int) -> int:
     """Serve until a signal: the bare route with answers of `size` bytes, or ours for size 0."""
+    from serving.door import open_door
+
     context = multiprocessing.get_context("spawn")
-    with socket.socket() as door:
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        door.bind(("127.0.0.1", port))
+    with open_door("127.0.0.1", port) as door:
         target: Callable[..., None] = _bare if size else _ours
         told: Any = b"x" * size if size else workers
         processes = [context.Process(target=target, args=(door, told)) for _ in range(workers)]

@@ -27,6 +27,7 @@ import uvicorn
 
 from features.config import Config, load_config
 from serving.app import create_app
+from serving.door import BACKLOG, SharingServer, open_door
 from serving.gate import Holder
 from serving.jobs_process import Beside
 from serving.limits import SharedQuota
@@ -133,7 +134,7 @@ class Lines(logging.Handler):
                 sys.stderr.flush()
 
 
-class Server(uvicorn.Server):
+class Server(SharingServer):
     """A server that says it is not ready for a while before it stops to listen, so that nobody is
     sent to a closed door."""
 
@@ -188,12 +189,12 @@ def run(config: Config, start: Start) -> int:
     holder = prepare(config, start)
     describe(holder, start)
     holder.open().close()
-    family = socket.AF_INET6 if ":" in start.host else socket.AF_INET
-    with socket.socket(family) as door, tempfile.NamedTemporaryFile(prefix="quota-") as counts:
+    with (
+        tempfile.NamedTemporaryFile(prefix="quota-") as counts,
+        open_door(start.host, start.port) as door,
+    ):
         counts.truncate(SharedQuota.size(start.workers))
         start = replace(start, counts=counts.name)
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        door.bind((start.host, start.port))
         with start.beside(config):
             return Watch(start, door).run()
 
@@ -210,6 +211,7 @@ def serve(
         log_level="warning",
         ws="none",
         server_header=False,
+        backlog=BACKLOG,
         timeout_keep_alive=KEEP_SECONDS,
         timeout_graceful_shutdown=FINISH_SECONDS,
         limit_concurrency=4096,

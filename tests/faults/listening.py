@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 import uvicorn
 
+from serving.door import open_door
 from serving.gate import Holder
 from serving.workers import Lines, Server
 
@@ -18,8 +18,7 @@ from serving.workers import Lines, Server
 @contextmanager
 def listening(app: Any) -> Iterator[int]:
     """The port of loopback that the application listens on."""
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
+    with open_door("127.0.0.1", 0) as door:
         port = int(door.getsockname()[1])
         settings = uvicorn.Config(app, access_log=False, log_level="warning", lifespan="off")
         server = Server(settings, getattr(app, "holder", Holder()), 0.0, lambda: None, Lines())
