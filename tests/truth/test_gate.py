@@ -24,6 +24,8 @@ from uplift.data import Schema, TrainingSet
 
 EXPERIMENTS = int(os.environ.get("GATE_EXPERIMENTS", "500"))
 MARGIN, FACE, CONTACT = 10.0, 1.5, 0.1
+# Those of a training, forests apart.
+LEARNERS = ["s", "t", "x", "r", "dr", "proportional", "two_part", "ensemble"]
 
 
 def config_of(learners: list[str], budget: float | None) -> Config:
@@ -98,9 +100,9 @@ def report(name: str, verdicts: list[Verdict]) -> Counter[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("face", "contact"), [(0.0, 0.0), (FACE, CONTACT)])
 def test_nothing_passes_where_no_offer_has_an_effect(face: float, contact: float) -> None:
-    """4,000 exposures, three learners and their mean; at most 5% of the gates let anything pass,
+    """4,000 exposures, the learners of a training; at most 5% of the gates let anything pass,
     a learner or a fallback, though offers without any cost lose nothing either."""
-    config = config_of(["s", "t", "dr"], None)
+    config = config_of(LEARNERS, None)
     verdicts = [
         verdict_on(experiment(4000, 0.0, face, contact, seed), config)
         for seed in range(EXPERIMENTS)
@@ -113,7 +115,7 @@ def test_nothing_passes_where_no_offer_has_an_effect(face: float, contact: float
 def test_a_coupon_that_changes_half_of_the_customers_passes() -> None:
     """40,000 exposures; a coupon of 1.50 makes 12% more of half of the customers buy, for a profit
     of 10 before the coupon: in at least 80% of the gates the learner passes every step."""
-    config = config_of(["s", "t", "dr"], None)
+    config = config_of(LEARNERS, None)
     verdicts = [
         verdict_on(experiment(40_000, 0.12, FACE, CONTACT, seed), config)
         for seed in range(EXPERIMENTS)
