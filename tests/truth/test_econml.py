@@ -1,4 +1,4 @@
-"""The evaluation core beside econml's, written by others: scores, effects, slopes, curves, areas."""
+"""The evaluation core beside econml's, by others: scores, effects, slopes, curves, areas."""
 
 from __future__ import annotations
 
