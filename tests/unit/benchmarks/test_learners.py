@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 
 from benchmarks import learners, peers
-from benchmarks.learners import OURS, Answers, best_peer, design, ours, paired, run, selected, value
+from benchmarks.learners import (
+    OURS,
+    Answers,
+    aims,
+    best_peer,
+    design,
+    ours,
+    paired,
+    run,
+    selected,
+    value,
+)
 from benchmarks.report import Options
 from benchmarks.worlds import WORLDS, make_world, training_set
 from tests.truth.worlds import TABLE_SETTINGS, problem_of
@@ -120,6 +131,39 @@ def test_the_interval_over_seeds_by_hand() -> None:
     assert np.isnan(paired(answers[:1], "selected", other)[1])
     answers[1].worth[peers.peers()[1]] = answers[0].worth[peers.peers()[1]] = 0.6
     assert best_peer(answers) == peers.peers()[1]
+
+
+def measured(own: float, selected: float, other: float) -> Answers:
+    """Everything of ours takes `own` seconds, everything of causalml's 4 with our folds."""
+    pieces = ("shared", "selection", *learners.FIVE)
+    folded = {f"causalml {name}, our folds": 4.0 for name in peers.CAUSALML}
+    worth = {"selected": selected, **dict.fromkeys(peers.peers(), other)}
+    return Answers(worth=worth, seconds=dict.fromkeys(pieces, own) | folded)
+
+
+def test_aims_are_told_as_they_come_out() -> None:
+    """T and the others take twice `own`, their nuisances counted, S once; the five 7 times."""
+    good = {"dense": [measured(0.5, 0.9, 0.8), measured(0.5, 0.7, 0.8), measured(0.5, 0.9, 0.8)]}
+    assert aims(good).splitlines() == [
+        "Aim: no learner slower than causalml's own, our folds: least t with 4.00 times as fast, "
+        "holds.",
+        "Aim: R at least twice as fast, our folds: 4.00 times, holds.",
+        "Aim: all five with the evaluation in less than half of causalml's time, our folds: 18%, "
+        "holds.",
+        "Aim: the selected one's value at least the best peer's, in its interval: nowhere "
+        "below it, holds.",
+        "Aim: better on average than each world's best peer: +0.033, holds.",
+    ]
+    bad = aims({"dense": [measured(2.5, 0.7, 0.8)] * 2, "null": [measured(2.5, 0.0, 0.0)]})
+    assert "least t with 0.80 times as fast, DOES NOT HOLD." in bad
+    assert "0.80 times, DOES NOT HOLD." in bad
+    assert "88%, DOES NOT HOLD." in bad
+    assert "below in dense, DOES NOT HOLD." in bad
+    assert "-0.100, DOES NOT HOLD." in bad
+    one = Answers(worth={"selected": 0.7, **dict.fromkeys(peers.peers(), 0.8)})
+    told = aims({"sparse": [one]})
+    assert "Aims of time: not measured" in told
+    assert "not known of sparse, of one seed" in told
 
 
 @pytest.mark.slow
