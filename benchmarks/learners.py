@@ -454,7 +454,7 @@ def aims(solved: Solved) -> str:
     told += f"; not known of {', '.join(unclear)}, of one seed" if unclear else ""
     lines.append(
         _aim(
-            "the selected one's value at least the best peer's, within its interval",
+            "the selected one's value at least the best peer's, in its interval",
             told,
             not below,
         )
