@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 
 from serving.log.engine import Log
 from serving.log.ledger import Budget
+from serving.log.lookup import Lookup
 from serving.log.schema import campaign_budget, campaigns
 
 _COLUMNS = (
@@ -60,7 +61,7 @@ class Campaigns:
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._some = _JOINED.where(log.among(campaigns.c.campaign_id, "ids"))
+        self._some = Lookup(log, _JOINED.where(log.among(campaigns.c.campaign_id, "ids")))
 
     def get(self, connection: Connection, campaign_id: str) -> Entry | None:
         row = connection.execute(_JOINED.where(campaigns.c.campaign_id == campaign_id)).first()
@@ -68,7 +69,7 @@ class Campaigns:
 
     def some(self, connection: Connection, ids: list[str]) -> dict[str, Entry]:
         """These campaigns by id, as far as they exist."""
-        rows = connection.execute(self._some, {"ids": self._log.values(ids)})
+        rows = self._some.rows(connection, ids=self._log.values(ids))
         return {row.campaign_id: _entry(row) for row in rows}
 
     def page(self, connection: Connection, after: str, limit: int) -> list[Entry]:

@@ -65,6 +65,7 @@ class Log:
     def read(self) -> Iterator[Connection]:
         """One consistent view. Raises LogUnavailable."""
         with translated(), self.reading.connect() as connection:
+            connection.begin()
             yield connection
 
     def patient(self, connection: Connection) -> None:

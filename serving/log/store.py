@@ -10,16 +10,18 @@ from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import BigInteger, bindparam, exists, func, select, tuple_, update
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection
 
 from serving.log.engine import Log
+from serving.log.lookup import Lookup
 from serving.log.schema import decisions, events, facts, refusals
 from uplift.policy import digests
 
 MICROSECOND = 1_000_000
 # Without a `sent` event in this time, an offer stops counting against contact caps.
 UNSENT = 72 * 3600 * MICROSECOND
-Stored = Row[Any]
+Stored = Any
+"""A row of the decisions, its columns as attributes."""
 
 _ID = decisions.c.decision_id
 _TEXTS = 50  # ids of one page
@@ -48,18 +50,16 @@ class Store:
 
     def __init__(self, log: Log) -> None:
         self.log = log
-        self._sticky = select(decisions).where(
+        standing = select(decisions).where(
             decisions.c.campaign_id == bindparam("campaign"),
             decisions.c.window_id == bindparam("window"),
             decisions.c.sticky,
             log.among(decisions.c.customer_id, "ids"),
         )
-        self._refused = select(refusals.c.customer_hash, refusals.c.kind).where(
+        gone = select(refusals.c.customer_hash, refusals.c.kind).where(
             log.among(refusals.c.customer_hash, "ids")
         )
-        self._offers = select(
-            decisions.c.customer_id, decisions.c.decided_at, decisions.c.sent_at
-        ).where(
+        made = select(decisions.c.customer_id, decisions.c.decided_at, decisions.c.sent_at).where(
             log.among(decisions.c.customer_id, "ids"),
             decisions.c.decided_at > bindparam("since"),
             decisions.c.action == "offer",
@@ -70,7 +70,7 @@ class Store:
             decisions.c.campaign_id == bindparam("campaign"),
             decisions.c.decided_at <= events.c.occurred_at,
         )
-        self._converted = (
+        bought = (
             select(events.c.customer_id)
             .distinct()
             .where(
@@ -79,6 +79,8 @@ class Store:
                 (redeemed & (events.c.campaign_id == bindparam("campaign"))) | (ordered & earlier),
             )
         )
+        self._sticky, self._refused = Lookup(log, standing), Lookup(log, gone)
+        self._offers, self._converted = Lookup(log, made), Lookup(log, bought)
         self._by_id = select(decisions).where(log.among(_ID, "ids"))
         self._insert = (
             log.insert(decisions)
@@ -113,8 +115,9 @@ class Store:
         self, connection: Connection, campaign: str, window: int, customers: Iterable[str]
     ) -> dict[str, Stored]:
         """The standing decision of each of these customers who has one, by customer id."""
-        bound = {"campaign": campaign, "window": window, "ids": self.log.values(customers)}
-        return {row.customer_id: row for row in connection.execute(self._sticky, bound)}
+        ids = self.log.values(customers)
+        rows = self._sticky.rows(connection, campaign=campaign, window=window, ids=ids)
+        return {row.customer_id: row for row in rows}
 
     def by_id(self, connection: Connection, ids: Iterable[str]) -> dict[str, Stored]:
         """Decisions by their id."""
@@ -143,7 +146,7 @@ class Store:
 
     def refused(self, connection: Connection, hashes: Iterable[str]) -> dict[str, str]:
         """`consent` or `erased` of the customers, by hash, who withdrew consent or were erased."""
-        rows = connection.execute(self._refused, {"ids": self.log.values(hashes)})
+        rows = self._refused.rows(connection, ids=self.log.values(hashes))
         return {row.customer_hash: row.kind for row in rows}
 
     def refuse(self, connection: Connection, hashes: Iterable[str], kind: str, now: int) -> None:
@@ -166,8 +169,8 @@ class Store:
         """When customers were decided an offer after `since`, in any campaign, the newest first;
         without those that were not sent in time."""
         found: dict[str, list[int]] = {}
-        bound = {"ids": self.log.values(customers), "since": since}
-        for customer, decided, sent in connection.execute(self._offers, bound):
+        rows = self._offers.rows(connection, ids=self.log.values(customers), since=since)
+        for customer, decided, sent in rows:
             if sent is not None or decided > now - UNSENT:
                 found.setdefault(customer, []).append(decided)
         for times in found.values():
@@ -179,8 +182,9 @@ class Store:
     ) -> set[str]:
         """Which of these customers, at or after `since`, redeemed an offer of the campaign, or
         ordered after a decision of it."""
-        bound = {"campaign": campaign, "ids": self.log.values(customers), "since": since}
-        return set(connection.execute(self._converted, bound).scalars())
+        ids = self.log.values(customers)
+        rows = self._converted.rows(connection, campaign=campaign, ids=ids, since=since)
+        return {row.customer_id for row in rows}
 
     def of_customer(
         self, connection: Connection, customer: str, limit: int, after: tuple[int, str] | None
