@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -56,6 +57,14 @@ class Problem:
         signs = [self.monotone.get(name, 0) for name in self.data.schema.names]
         extra = {**settings.extra, "monotone_constraints": signs}
         return replace(settings, extra=extra)
+
+    @cached_property
+    def beside_arms(self) -> Binned:
+        """The features with a column for each arm behind them, 1 where it was drawn; binned when
+        first asked for, once for all who learn with the arm as a feature."""
+        drawn = np.eye(self.data.n_arms + 1, dtype=np.float32)[self.data.arm, 1:]
+        wide = np.hstack([self.data.X, drawn])
+        return Binned(wide, self.data.schema.categorical, self.settings.threads)
 
     @property
     def folds(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from uplift.boosting import Binned, CrossFit, cross_fit
+from uplift.boosting import CrossFit, cross_fit
 from uplift.data import FloatArray
 from uplift.effects import BoosterTerm, EffectModel, Term
 from uplift.learners.base import Learner, Models, learner, per_arm
@@ -28,15 +28,14 @@ class SLearner(Learner):
     cannot = frozenset({"monotone"})
 
     def cross_fit(self, problem: Problem) -> Models:
-        wide = beside_arms(problem)
-        return per_arm(problem, lambda k: self._arm(problem, wide, k))
+        return per_arm(problem, lambda k: self._arm(problem, k))
 
     @staticmethod
-    def _arm(problem: Problem, wide: Binned, k: int) -> CrossFit:
+    def _arm(problem: Problem, k: int) -> CrossFit:
         data = problem.data
         rows = np.flatnonzero((data.arm == 0) | (data.arm == k))
         fitted = cross_fit(
-            wide,
+            problem.beside_arms,
             rows,
             problem.target[rows],
             problem.fold,
@@ -52,15 +51,8 @@ class SLearner(Learner):
         )
 
 
-def beside_arms(problem: Problem) -> Binned:
-    """The features with a column for each arm behind them: 1 where it was drawn."""
-    data = problem.data
-    drawn = np.eye(data.n_arms + 1, dtype=np.float32)[data.arm, 1:]
-    return Binned(np.hstack([data.X, drawn]), data.schema.categorical, problem.settings.threads)
-
-
 def given(model: EffectModel, code: FloatArray) -> EffectModel:
-    """What a model of `beside_arms` says with these indicators (K,) of the arms."""
+    """What a model of `Problem.beside_arms` says with these indicators (K,) of the arms."""
     terms: list[tuple[Term, FloatArray]] = []
     for term, weights in model.terms:
         assert isinstance(term, BoosterTerm)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from uplift.boosting import Binned, cross_fit
+from uplift.boosting import cross_fit
 from uplift.data import BoolArray, FloatArray
 from uplift.effects import EffectModel, ProductTerm
 from uplift.learners.base import Learner, Models, learner
-from uplift.learners.s import beside_arms, given
+from uplift.learners.s import given
 from uplift.learners.x import XLearner
 from uplift.nuisances import Problem, only, prepare, stack
 
@@ -57,12 +57,11 @@ class TwoPartLearner(Learner):
             data, problem.binned, data.converted, problem.fold, problem.settings, problem.seed
         )
         steps, step = XLearner().cross_fit(chance)
-        wide = beside_arms(problem)
         converted = data.converted > 0
         always = _means(problem, ~converted)
         arms = range(1, data.n_arms + 1)
-        amounts = [_sides(problem, wide, k, converted, always) for k in arms]
-        rests = [_rests(problem, wide, k, ~converted, always) for k in arms]
+        amounts = [_sides(problem, k, converted, always) for k in arms]
+        rests = [_rests(problem, k, ~converted, always) for k in arms]
         made = []
         for f, change in enumerate((*steps, step)):
             means = chance.full_means if f == problem.folds else chance.arm_means[f]
@@ -100,9 +99,7 @@ def _means(problem: Problem, part: BoolArray) -> FloatArray:
     return np.array([[_moments(problem, rows & kept)[0] for rows in of_arm] for kept in outside])
 
 
-def _sides(
-    problem: Problem, wide: Binned, k: int, part: BoolArray, offset: FloatArray
-) -> list[Pair]:
+def _sides(problem: Problem, k: int, part: BoolArray, offset: FloatArray) -> list[Pair]:
     """Mean outcomes of the rows of `part` under arm k and under control: one pair for each fold,
     and one of all rows. S learns what is above the `offset` (F + 1, K + 1) of the arm, which it
     would else shrink away: what every row of the arm pays, say."""
@@ -110,7 +107,7 @@ def _sides(
     rows = np.flatnonzero(((data.arm == 0) | (data.arm == k)) & part)
     arm, target, weight = data.arm[rows], problem.target[rows], data.weight_of(rows)
     fitted = cross_fit(
-        wide,
+        problem.beside_arms,
         rows,
         target - offset[:, arm],
         fold,
@@ -128,12 +125,10 @@ def _sides(
     ]
 
 
-def _rests(
-    problem: Problem, wide: Binned, k: int, part: BoolArray, means: FloatArray
-) -> list[Pair]:
+def _rests(problem: Problem, k: int, part: BoolArray, means: FloatArray) -> list[Pair]:
     """The same of those who do not convert: the means, unless their outcomes vary."""
     if not all(_is_still(problem, part & (problem.data.arm == arm)) for arm in (0, k)):
-        return _sides(problem, wide, k, part, np.zeros_like(means))
+        return _sides(problem, k, part, np.zeros_like(means))
     return [(EffectModel(mean[[k]]), EffectModel(mean[[0]])) for mean in means]
 
 
