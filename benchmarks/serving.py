@@ -206,7 +206,7 @@ def measure(
     rate = closed(url, seconds, template, customers)
     first = int(rate.each_second * seconds * 1.1) + 1000
     half = max(rate.each_second / 2, 1.0)
-    latency = steady(url, counted(template, customers, first), seconds, half)
+    latency = steady(url, counted(template, customers, first), seconds, half, WARM)
     return Measured(name, rate, latency, memory(pid))
 
 
