@@ -187,8 +187,8 @@ def cross_fit(
     """Fit one model per fold on the rows outside it; the held-out loss chooses the rounds.
 
     rows     positions in the data that may be learned from; `target`, `weight` alike
-    target   or (F + 1, len(rows)): what each fold's model learns, and last what the full one
-             learns; then `valid` has to be given
+    target, weight   or (F + 1, len(rows)): what each fold's model learns, and last what the full
+             one learns; then `valid` has to be given
     fold     fold of *every* row of the data, 0..F-1
     valid    (positions, target, weight) that judge the rounds; default: rows, target, weight
     The full model gets the number of trees with the least loss over all held-out rows, among them
@@ -204,12 +204,16 @@ def cross_fit(
     count = int(fold.max()) + 1
     start = np.zeros(count)
     *targets, target = np.broadcast_to(target, (count + 1, len(rows)))
+    weights: list[FloatArray | None] = [None] * count
+    if weight is not None:
+        *weights, weight = np.broadcast_to(weight, (count + 1, len(rows)))
     for f in range(count):
         train, held = fold[rows] != f, fold[judge_rows] == f
+        own = weights[f]
         part = Fold(
             rows[train],
             targets[f][train],
-            None if weight is None else weight[train],
+            None if own is None else own[train],
             judge_rows[held],
             judge_target[held],
             None if judge_weight is None else judge_weight[held],
@@ -227,8 +231,8 @@ def cross_fit(
         total = losses.sum(axis=1)
         rounds = int(np.argmin(total))
         for f, term in enumerate(terms):
-            own = int(np.argmin(total - losses[:, f]))
-            models[f] = _trimmed(term, own, shown) if own else models[f]
+            used = int(np.argmin(total - losses[:, f]))
+            models[f] = _trimmed(term, used, shown) if used else models[f]
     if rounds == 0:
         return CrossFit(tuple(models), _constant(overall, binary, shown), 0)
     whole = data.fit(rows, target, replace(settings, rounds=rounds), weight=weight, binary=binary)

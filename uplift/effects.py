@@ -147,7 +147,12 @@ class TermValues:
 
     def __call__(self, term: Term) -> FloatArray:
         if id(term) not in self._known:
-            self._known[id(term)] = (term, term.value(self.X, self.threads))
+            # The parts of a product are shared as well.
+            if isinstance(term, ProductTerm):
+                value = term.at(self)
+            else:
+                value = term.value(self.X, self.threads)
+            self._known[id(term)] = (term, value)
         return self._known[id(term)][1]
 
 
@@ -230,7 +235,11 @@ class ProductTerm:
     other: EffectModel
 
     def value(self, X: Float32Array, threads: int = 0) -> FloatArray:
-        product: FloatArray = self.one.predict(X, threads) * self.other.predict(X, threads)
+        return self.at(TermValues(X, threads))
+
+    def at(self, values: TermValues) -> FloatArray:
+        """(n,) value at the rows of `values`."""
+        product: FloatArray = self.one.at(values) * self.other.at(values)
         return product[:, 0]
 
     def files(self) -> tuple[str, bytes]:

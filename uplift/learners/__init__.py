@@ -1,6 +1,17 @@
 """One learner, one file; importing the package fills the registry."""
 
-from uplift.learners import causalml_forest, dr, ensemble, proportional, r, s, t, two_part, x
+from uplift.learners import (
+    causalml_forest,
+    dr,
+    ensemble,
+    per_redemption,
+    proportional,
+    r,
+    s,
+    t,
+    two_part,
+    x,
+)
 from uplift.learners.base import LEARNERS, Fitted, Learner, make_learner
 
 __all__ = [
@@ -11,6 +22,7 @@ __all__ = [
     "dr",
     "ensemble",
     "make_learner",
+    "per_redemption",
     "proportional",
     "r",
     "s",

@@ -27,35 +27,40 @@ class XLearner(Learner):
     nuisances = frozenset({"mu", "assignment"})
 
     def cross_fit(self, problem: Problem) -> Models:
-        return per_arm(problem, lambda k: self._arm(problem, k))
+        return per_arm(problem, lambda k: imputed(problem, k))
 
-    @staticmethod
-    def _arm(problem: Problem, k: int) -> CrossFit:
-        data = problem.data
-        eligible, contrast, weight = problem.contrast(k)
-        e = data.assignment[eligible]
-        share = float(np.average(e[:, k] / (e[:, k] + e[:, 0]), weights=data.weight[eligible]))
-        control = np.flatnonzero((data.arm == 0) & (data.assignment[:, k] > 0))
-        treated = np.flatnonzero((data.arm == k) & (data.assignment[:, 0] > 0))
-        parts = [
-            cross_fit(
-                problem.binned,
-                rows,
-                sign * (problem.target[rows] - _means(problem, rows, other)),
-                problem.fold,
-                problem.effect_settings,
-                weight=data.weight_of(rows),
-                valid=(eligible, contrast, weight),
-            )
-            for rows, other, sign in ((control, k, -1), (treated, 0, 1))
-        ]
-        zero, one = parts
-        pairs = zip(zero.models, one.models, strict=True)
-        return CrossFit(
-            tuple(blend(a, b, share) for a, b in pairs),
-            blend(zero.full, one.full, share),
-            max(zero.rounds, one.rounds),
+
+def imputed(problem: Problem, k: int, scale: FloatArray | None = None) -> CrossFit:
+    """The effect of arm k, one model per fold and one of all rows.
+
+    With a `scale` s > 0, (F + 1, n) by each fold's model and by that of all rows, the models are of
+    tau / s: rows are weighted by s, so that a leaf holds sum(imputed effects) / sum(s). It suits
+    effects that are the larger, and outcomes that vary the more, the larger s is; any s is
+    consistent.
+    """
+    data = problem.data
+    eligible, contrast, weight = problem.contrast(k)
+    e = data.assignment[eligible]
+    share = float(np.average(e[:, k] / (e[:, k] + e[:, 0]), weights=data.weight[eligible]))
+    control = np.flatnonzero((data.arm == 0) & (data.assignment[:, k] > 0))
+    treated = np.flatnonzero((data.arm == k) & (data.assignment[:, 0] > 0))
+    unit = np.ones((problem.folds + 1, len(data))) if scale is None else scale
+    held = unit[problem.fold[eligible], eligible]
+    zero, one = (
+        cross_fit(
+            problem.binned,
+            rows,
+            sign * (problem.target[rows] - _means(problem, rows, other)) / unit[:, rows],
+            problem.fold,
+            problem.effect_settings,
+            weight=data.weight_of(rows) if scale is None else data.weight[rows] * scale[:, rows],
+            valid=(eligible, contrast / held, weight * held),
         )
+        for rows, other, sign in ((control, k, -1), (treated, 0, 1))
+    )
+    pairs = zip((*zero.models, zero.full), (*one.models, one.full), strict=True)
+    *models, full = (blend(a, b, share) for a, b in pairs)
+    return CrossFit(tuple(models), full, max(zero.rounds, one.rounds))
 
 
 def _means(problem: Problem, rows: IntArray, arm: int) -> FloatArray:

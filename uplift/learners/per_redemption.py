@@ -1,0 +1,60 @@
+"""Effects per redemption: X in units of the chance that the coupon is used."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from uplift.boosting import CrossFit, cross_fit
+from uplift.effects import EffectModel, ProductTerm
+from uplift.learners.base import Learner, Models, learner, per_arm
+from uplift.learners.x import imputed
+from uplift.nuisances import Problem
+
+
+@learner
+class PerRedemptionLearner(Learner):
+    """tau_k = s_k(x) h_k(x), with s_k the chance that x uses coupon k and h_k what the X-learner
+    makes of imputed effects over s_k.
+
+    Who does not use a coupon is hardly changed by it, and how likely x is to use it is learned from
+    one arm's rows without any contrast, so with little noise. Where the rows say no more, all have
+    the same effect per redemption, in place of the same effect: customers who will not use the
+    coupon are not mistaken for cheap ones with an average effect, which is what a budget that buys
+    effects per cost would look for.
+
+    A row used its coupon where it cost more than the arm's cheapest row, the contact alone. An arm
+    that costs all the same gets the plain X-learner's effect.
+    """
+
+    name = "per_redemption"
+    title = "per redemption: X over the chance to redeem"
+    nuisances = frozenset({"mu", "assignment"})
+    cannot = frozenset({"monotone"})
+
+    def cross_fit(self, problem: Problem) -> Models:
+        return per_arm(problem, lambda k: self._arm(problem, k))
+
+    @staticmethod
+    def _arm(problem: Problem, k: int) -> CrossFit:
+        data, threads = problem.data, problem.settings.threads
+        rows = np.flatnonzero(data.arm == k)
+        used = (data.cost[rows] > data.cost[rows].min()).astype(np.float64)
+        chance = cross_fit(
+            problem.binned,
+            rows,
+            used,
+            problem.fold,
+            problem.settings,
+            weight=data.weight_of(rows),
+            binary=True,
+        )
+        scales = (*chance.models, chance.full)
+        scale = np.stack([model.predict(data.X, threads)[:, 0] for model in scales])
+        if scale.min() <= 0:
+            return imputed(problem, k)
+        ratio = imputed(problem, k, scale)
+        *models, full = (
+            EffectModel(np.zeros(1), ((ProductTerm(s, h), np.ones(1)),))
+            for s, h in zip(scales, (*ratio.models, ratio.full), strict=True)
+        )
+        return CrossFit(tuple(models), full, ratio.rounds)
