@@ -69,6 +69,7 @@ class Reason(StrEnum):
 
 # Settled before any draw, so held-out and treated customers are one population. First match wins.
 BEFORE_RANDOMISATION = tuple(Reason)[: tuple(Reason).index(Reason.GLOBAL_HOLDOUT)]
+_KNOWN: dict[str | None, str] = {None: "", "": "", **{str(r): r for r in BEFORE_RANDOMISATION}}
 STICKY = frozenset(
     {
         Reason.GLOBAL_HOLDOUT,
@@ -420,12 +421,10 @@ def _checked_reasons(given: Sequence[str | None] | npt.NDArray[Any] | None, n: i
         return reason
     if len(given) != n:
         raise DesignError(f"pre_reasons: expected {n} entries, found {len(given)}.")
-    known: dict[str | None, str] = {None: "", "": ""}
-    known.update({str(allowed): allowed for allowed in BEFORE_RANDOMISATION})
     try:
-        reason[:] = [known[entry] for entry in given]
+        reason[:] = [_KNOWN[entry] for entry in given]
     except (KeyError, TypeError):
-        wrong = sorted({repr(entry) for entry in given if entry not in known})
+        wrong = sorted({repr(entry) for entry in given if entry not in _KNOWN})
         raise DesignError(
             f"pre_reasons: expected none or one of {', '.join(BEFORE_RANDOMISATION)}, "
             f"found {', '.join(wrong[:5])}."
