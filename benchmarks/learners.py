@@ -10,6 +10,7 @@ causalml's learners are timed once more with our folds, for the same out-of-fold
 from __future__ import annotations
 
 import json
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,7 +21,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from benchmarks import peers
-from benchmarks.report import Options, progress, text_table
+from benchmarks.report import WIDTH, Options, progress, text_table
 from benchmarks.worlds import WORLDS as MEANS
 from benchmarks.worlds import World, make_world, training_set
 from uplift.boosting import Binned, Settings
@@ -320,7 +321,10 @@ def _values(solved: Solved) -> str:
         "oracle's",
         ("learner", *solved, *(["mean"] if _varied(solved) else [])),
         _rows(solved, lambda answers, name: answers.worth[name], _varied(solved)),
-        (f"Selected: {chosen}.", "Mean: over the worlds where effects differ."),
+        (
+            *textwrap.wrap(f"Selected: {chosen}.", WIDTH),
+            "Mean: over the worlds where effects differ.",
+        ),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,6 +132,22 @@ def test_the_interval_over_seeds_by_hand() -> None:
     assert np.isnan(paired(answers[:1], "selected", other)[1])
     answers[1].worth[peers.peers()[1]] = answers[0].worth[peers.peers()[1]] = 0.6
     assert best_peer(answers) == peers.peers()[1]
+
+
+@pytest.mark.usefixtures("few_trees", "nothing")
+def test_many_seeds_that_select_differently_are_told_in_several_lines(tmp_path: Path) -> None:
+    run(Options(rows=800, repeats=1, keep=str(tmp_path)))
+    names = list(learners.OURS)
+    for path in tmp_path.glob("*.json"):
+        for seed, name in enumerate(names, start=learners.SEED):
+            one = json.loads(path.read_text()) | {"selected": name}
+            path.with_name(path.name.replace("-7.", f"-{seed}.")).write_text(json.dumps(one))
+    text = run(Options(rows=800, repeats=len(names), keep=str(tmp_path)))
+    told = text.split("Selected: ")[1].split("Mean: ")[0]
+    assert (
+        " ".join(told.split())
+        == "; ".join(f"{w} {', '.join(names)}" for w in learners.WORLDS) + "."
+    )
 
 
 def measured(own: float, selected: float, other: float) -> Answers:
