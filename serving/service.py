@@ -61,7 +61,7 @@ class Service:
         self._writing = Desk(self.log)
         self._reading = Desk(self.log)
         self.writer: GroupThread[Ask | Change] = GroupThread(
-            "log-writer", self._write, common=(LogUnavailable,)
+            "log-writer", self._write, common=(LogUnavailable,), turn=self.log.my_turn
         )
         self.reader: GroupThread[Ask | Change] = GroupThread("log-reader", self._read)
         self._rules: dict[str, Rules] = {}

@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from sqlalchemy.sql import text as sql
 from sqlalchemy.sql.schema import Column, Table
 
 from features.errors import ConfigError
+from serving.log.turn import Turn
 
 VARIABLE = "PERSUADABLES_LOG_URL"
 # The revision that this release works with; a test holds it to the newest migration.
@@ -44,6 +45,8 @@ class Log:
     url: URL = field(repr=False)
     writing: Engine = field(repr=False)
     reading: Engine = field(repr=False)
+    turn: Turn | None = field(default=None, repr=False)
+    """Where writers wait for each other more evenly than in the database."""
 
     @property
     def postgres(self) -> bool:
@@ -58,8 +61,13 @@ class Log:
     def write(self) -> Iterator[Connection]:
         """One transaction, committed at the end. Raises LogUnavailable for what the database
         fails at, with everything rolled back."""
-        with translated(), self.writing.begin() as connection:
+        with translated(), self.my_turn(), self.writing.begin() as connection:
             yield connection
+
+    def my_turn(self) -> AbstractContextManager[None]:
+        """While it lasts, nobody else begins to write who takes turns. `write` takes one itself;
+        who collects what to write takes it first, since more comes while it waits."""
+        return nullcontext() if self.turn is None else self.turn.taken()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -77,6 +85,8 @@ class Log:
     def close(self) -> None:
         self.writing.dispose()
         self.reading.dispose()
+        if self.turn is not None:
+            self.turn.close()
 
     def revision(self) -> str | None:
         """The revision of the schema; None for a database without one."""
@@ -186,8 +196,10 @@ def _postgres(url: URL) -> Log:
 
 
 def _sqlite(url: URL) -> Log:
+    turn = None
     if url.database and url.database != ":memory:":
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        turn = Turn(f"{url.database}-turn", BUSY_SECONDS)
 
     def engine(begin: str, *pragmas: str) -> Engine:
         made = create_engine(
@@ -214,6 +226,7 @@ def _sqlite(url: URL) -> Log:
         url,
         engine("BEGIN IMMEDIATE", "journal_mode=WAL"),
         engine("BEGIN", "query_only=ON"),
+        turn,
     )
 
 

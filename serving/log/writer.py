@@ -10,7 +10,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -44,7 +44,8 @@ class GroupThread(Generic[W]):
     """Hands groups of at most `most` pieces of work to `handle`, in the order they came.
 
     The thread starts with the first work. A group that fails as a whole is handled one by one, so
-    that a defect stays with the request that has it; failures in `common` are everybody's.
+    that a defect stays with the request that has it; failures in `common` are everybody's. A group
+    is gathered within `turn`: what comes while the thread waits for it is part of the group.
     """
 
     def __init__(
@@ -53,8 +54,9 @@ class GroupThread(Generic[W]):
         handle: Handle[W],
         most: int = MOST,
         common: tuple[type[Exception], ...] = (),
+        turn: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        self._common = common
+        self._common, self._turn = common, turn
         self._name, self._handle, self._most = name, handle, most
         self._queue: SimpleQueue[Waiting[W] | None] = SimpleQueue()
         self._lock = threading.Lock()
@@ -98,16 +100,17 @@ class GroupThread(Generic[W]):
             first = self._queue.get()
             if first is None:
                 return
-            group, ending = [first], False
-            for _ in range(YIELDS):
-                before = len(group)
-                ending = self._gather(group)
-                if ending or len(group) == before or len(group) == self._most:
-                    break
-                # Where the event loop is busy taking in more, let it; where it is idle, this
-                # takes no time.
-                time.sleep(0)
-            self._do(group)
+            with self._turn():
+                group, ending = [first], False
+                for _ in range(YIELDS):
+                    before = len(group)
+                    ending = self._gather(group)
+                    if ending or len(group) == before or len(group) == self._most:
+                        break
+                    # Where the event loop is busy taking in more, let it; where it is idle, this
+                    # takes no time.
+                    time.sleep(0)
+                self._do(group)
             if ending:
                 return
 
