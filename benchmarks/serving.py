@@ -42,6 +42,7 @@ from benchmarks.clients import (
     Rate,
     closed,
     counted,
+    in_front,
     in_turn,
     memory,
     steady,
@@ -61,6 +62,7 @@ CUSTOMERS, FULL_CUSTOMERS, LEARNED = 100_000, 1_000_000, 2_000
 WORKERS = 2
 SECONDS, FULL_SECONDS, WARM, SOAK = 5.0, 30.0, 2.0, 1800.0
 BATCH, BATCHES = 1000, 100
+SYNCS = 300
 SALT = "a salt of the benchmark, of 32 bytes and more"
 
 
@@ -248,8 +250,41 @@ def run(options: Options) -> str:
         except RuntimeError as error:
             # The rest took minutes to measure, and stands by itself.
             notes.append(f"MLflow's scoring server: {str(error).strip().splitlines()[-1][:80]}")
+        notes += yardstick(folder, size, dry, customers, found, seconds)
+        notes.append(disk(folder))
         notes += [batches(folder, customers, dry_run=dry_run) for dry_run in (True, False)]
     return table(found, customers, seconds, notes)
+
+
+def yardstick(
+    folder: Path, size: int, template: str, customers: int, found: list[Measured], seconds: float
+) -> list[str]:
+    """The bare route's p99 at the rates at which the others' latencies were taken: what of theirs
+    is the client's, the machine's and the web server's."""
+    told = []
+    with running(folder, size) as (url, _):
+        for one in found[1:]:
+            progress(f"serving: bare route at the rate of {one.name}")
+            rate = max(one.rate.each_second / 2, 1.0)
+            p99 = steady(url, counted(template, customers), seconds, rate, WARM).p99
+            told.append(
+                f"{one.name} at half load, {rate:,.0f} a second: p99 {one.half.p99:.1f} ms; "
+                f"the bare route at that rate: {p99:.1f}."
+            )
+    return told
+
+
+def disk(folder: Path) -> str:
+    """How long this disk takes to make 8 kB durable, appended to a file."""
+    took = []
+    with (folder / "synced").open("wb", buffering=0) as out:
+        for _ in range(SYNCS):
+            out.write(b"x" * 8192)
+            started = time.perf_counter()
+            os.fdatasync(out.fileno())
+            took.append(1000 * (time.perf_counter() - started))
+    p50, p99 = np.percentile(took, [50, 99])
+    return f"This disk makes 8 kB durable in {p50:.1f} ms (p50), {p99:.1f} (p99)."
 
 
 def batches(folder: Path, customers: int, *, dry_run: bool) -> str:
@@ -338,6 +373,8 @@ def table(found: list[Measured], customers: int, seconds: float, notes: list[str
         for one in found
     ]
     load = os.getloadavg()[0]
+    with in_front() as first:
+        pass
     return text_table(
         f"Serving: one customer a request, {CONNECTIONS} connections, {WORKERS} workers, "
         f"{customers:,} customers",
@@ -345,8 +382,8 @@ def table(found: list[Measured], customers: int, seconds: float, notes: list[str
         rows,
         [
             f"{seconds:g} s each, load {load:.1f} on {os.cpu_count()} cores; "
-            f"{'wrk' if shutil.which('wrk') else 'asyncio'} asks as fast as it can, asyncio at "
-            "half the rate.",
+            f"{'wrk' if shutil.which('wrk') else 'a loop'} asks as fast as it can, a loop at half "
+            f"the rate, {'before' if first else 'beside'} all other processes.",
             *notes,
         ],
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -134,3 +136,42 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     ):
         raise AssertionError("it answered")
     assert time.monotonic() - started < 60
+
+
+def test_a_lead_is_sent_and_not_timed() -> None:
+    app = App(slow=0.4)
+    with listening(app) as port:
+        url = f"http://127.0.0.1:{port}/v1/decisions"
+        took, failed = drive(url, lambda n: b"{}", 0.5, connections=8, rate=40.0, lead=0.5)
+    assert len(app.bodies) == 41
+    # Every fifth fails; of the rest, those due in the first half second are not among the times.
+    assert failed == 8
+    assert len(took) == len([n for n in range(20, 41) if n % 5 != 4])
+    # The slow one was in the lead.
+    assert max(took) < 350
+
+
+def test_a_server_that_hangs_up_fails_its_requests_and_the_next_ones_go_on() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as door:
+
+        def serve() -> None:
+            for rude in (True, True, True, False):
+                connection, _ = door.accept()
+                with connection:
+                    while connection.recv(4096) and not rude:
+                        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"http://127.0.0.1:{door.getsockname()[1]}/v1/decisions"
+        took, failed = drive(url, lambda n: b"{}", 0.5, connections=1, rate=40.0)
+        thread.join(10)
+    assert (len(took), failed) == (18, 3)
+
+
+def test_the_client_runs_first_where_it_may_and_afterwards_as_before() -> None:
+    before = os.sched_getscheduler(0)
+    with clients.in_front() as first:
+        now = os.sched_getscheduler(0)
+    assert (now & ~os.SCHED_RESET_ON_FORK == os.SCHED_RR) == first
+    assert os.sched_getscheduler(0) == before
