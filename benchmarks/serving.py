@@ -45,6 +45,7 @@ from benchmarks.clients import (
     in_front,
     in_turn,
     memory,
+    own_memory,
     steady,
 )
 from benchmarks.listener import NAME, PATH
@@ -316,13 +317,12 @@ def soak(url: str, body: Bodies, rate: float, pid: int) -> str:
     """Half load for SOAK seconds: failures, and memory before and after."""
     progress(f"serving: half load for {SOAK / 60:g} minutes")
     steady(url, body, 30.0, rate)
-    before = memory(pid)
+    own, whole = own_memory(pid), memory(pid)
     latency = steady(url, body, SOAK, rate)
-    after = memory(pid)
     return (
         f"{SOAK / 60:g} minutes of dry runs at half load: {latency.sent:,} requests, "
-        f"{latency.failed} failed, p99 {latency.p99:.1f} ms; {before:.0f} MB before, "
-        f"{after:.0f} after."
+        f"{latency.failed} failed, p99 {latency.p99:.1f} ms; {own:.1f} MB of its own before, "
+        f"{own_memory(pid):.1f} after (with mapped files {whole:.0f} and {memory(pid):.0f})."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -22,6 +23,7 @@ from benchmarks.clients import (
     drive,
     in_turn,
     memory,
+    own_memory,
     read_wrk,
     steady,
 )
@@ -99,7 +101,7 @@ def test_requests_in_turn_are_timed_each_and_must_succeed() -> None:
 
 
 def test_as_fast_as_it_goes_without_wrk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     app = App()
     with listening(app) as port:
         found = closed(f"http://127.0.0.1:{port}/v1/decisions", 0.5, '{"n": "{n}"}', 10**8, 7)
@@ -125,6 +127,11 @@ def test_the_table_says_rates_beside_the_bare_route() -> None:
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="no /proc here")
 def test_memory_counts_this_process() -> None:
     assert 20 < memory(os.getpid()) < 10_000
+    before = own_memory(os.getpid())
+    assert before < memory(os.getpid())
+    kept = bytearray(b"x") * 50_000_000
+    assert 45 < own_memory(os.getpid()) - before < 55
+    del kept
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
