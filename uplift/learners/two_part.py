@@ -7,12 +7,12 @@ import numpy as np
 from uplift.boosting import cross_fit
 from uplift.data import BoolArray, FloatArray
 from uplift.effects import EffectModel, ProductTerm
-from uplift.learners.base import Learner, Models, learner
-from uplift.learners.per_redemption import PerRedemptionLearner
+from uplift.learners.base import Learner, Models, learner, make_learner
 from uplift.learners.s import given
-from uplift.learners.x import XLearner
 from uplift.nuisances import Problem, only, prepare, stack
 
+# Learners of the effect on the conversion.
+MIXED = ("x", "per_redemption")
 # What is left of the outcome without a conversion is modelled where it holds at least this share
 # of the outcome's variance; less than that is a mean for each arm.
 SHARE_OF_VARIANCE = 0.01
@@ -26,9 +26,10 @@ class TwoPartLearner(Learner):
 
         tau_k = p_k (m_k - r_k) - p_0 (m_0 - r_0) + r_k - r_0,   p_k = p_0 + Delta_k
 
-    Delta_k is the effect on the conversion, the mean of what X makes of it and of what X makes of
-    it per redemption; m and r are S-learners' means, so a coupon that changes no amount is no news
-    to them. That is an identity for any outcome; what it brings lies in amounts that vary much
+    Delta_k is the effect on the conversion: what X makes of it and what X makes of it per redemption,
+    mixed as held-out conversions ask for (the ensemble's rule: conversions are told apart by far
+    fewer rows than money). m and r are S-learners' means, so a coupon that changes no amount is no
+    news to them. That is an identity for any outcome; what it brings lies in amounts that vary much
     between conversions while the arms mostly change their number.
 
     An amount is learned from those who converted, whom the arm has chosen in part: it is a piece of
@@ -58,9 +59,8 @@ class TwoPartLearner(Learner):
         chance = prepare(
             data, problem.binned, data.converted, problem.fold, problem.settings, problem.seed
         )
-        steps, step = _halfway(
-            XLearner().cross_fit(chance), PerRedemptionLearner().cross_fit(chance)
-        )
+        mixed = {name: make_learner(name).fit(chance) for name in MIXED}
+        steps, step = make_learner("ensemble", mixed).cross_fit(chance)
         converted = data.converted > 0
         always = _means(problem, ~converted)
         arms = range(1, data.n_arms + 1)
@@ -79,14 +79,6 @@ class TwoPartLearner(Learner):
                 )
             )
         return tuple(made[:-1]), made[-1]
-
-
-def _halfway(one: Models, other: Models) -> Models:
-    """The mean of two learners' effects."""
-    *models, full = (
-        a.plus(b).scaled(0.5) for a, b in zip((*one[0], one[1]), (*other[0], other[1]), strict=True)
-    )
-    return tuple(models), full
 
 
 # Means under an arm and under control, by one model.
