@@ -26,11 +26,11 @@ class TwoPartLearner(Learner):
 
         tau_k = p_k (m_k - r_k) - p_0 (m_0 - r_0) + r_k - r_0,   p_k = p_0 + Delta_k
 
-    Delta_k is the effect on the conversion: what X makes of it and what X makes of it per redemption,
-    mixed as held-out conversions ask for (the ensemble's rule: conversions are told apart by far
-    fewer rows than money). m and r are S-learners' means, so a coupon that changes no amount is no
-    news to them. That is an identity for any outcome; what it brings lies in amounts that vary much
-    between conversions while the arms mostly change their number.
+    Delta_k is the effect on the conversion: what X makes of it and what X makes of it per
+    redemption, mixed as held-out conversions ask for (by the ensemble's rule; conversions are told
+    apart by far fewer rows than money). m and r are S-learners' means, so a coupon that changes no
+    amount is no news to them. That is an identity for any outcome; what it brings lies in amounts
+    that vary much between conversions while the arms mostly change their number.
 
     An amount is learned from those who converted, whom the arm has chosen in part: it is a piece of
     the arm's mean at x, not an effect on anybody.
