@@ -54,6 +54,8 @@ SETTINGS = Settings(
     seed=SEED,
     threads=1,
 )
+# Before what combines them.
+CANDIDATES = (*OURS[:-1], "per_conversion", OURS[-1])
 RANDOM, RESPONSE = "best single arm, random", "best single arm, by response"
 RIVALS = (RANDOM, RESPONSE)
 
@@ -159,7 +161,7 @@ def half(data: TrainingSet, wide: Float32Array, number: int) -> dict[str, float]
     gamma = doubly_robust(means, realised(test.assignment, test.arm), test.arm, test.y)
     matrix = ScoreMatrix(gamma, test.cluster)
     fitted: dict[str, Fitted] = {}
-    for name in [name for name in OURS if problem.kind in LEARNERS[name].outcomes]:
+    for name in [name for name in CANDIDATES if problem.kind in LEARNERS[name].outcomes]:
         fitted[name] = make_learner(name, fitted).fit(problem)
     effects = {name: one.model.predict(test.X, SETTINGS.threads) for name, one in fitted.items()}
     narrow = train.assignment[:1]
@@ -263,7 +265,7 @@ def _table(experiment: Experiment, outcome: str, options: Options) -> str:
 def report(experiment: Experiment, outcome: str, halves: Sequence[Mapping[str, float]]) -> str:
     """Values per 1,000 held-out customers, and how far every policy is from the two simple ones."""
     share = SHARES[-1]
-    fitted = [name for name in OURS if f"{name} @ {share}" in halves[0]]
+    fitted = [name for name in CANDIDATES if f"{name} @ {share}" in halves[0]]
     names = [*RIVALS, None, "selected", *fitted, None, *(f"causalml {p}" for p in peers.CAUSALML)]
     table: list[list[str] | None] = []
     for name in names:
@@ -277,7 +279,7 @@ def report(experiment: Experiment, outcome: str, halves: Sequence[Mapping[str, f
             cells.append("" if name == rival else f"{mean:+.2f}")
             told = "" if np.isnan(wide) else f"{mean - wide:+.2f} to {mean + wide:+.2f}"
             cells.append("" if name == rival else told)
-        table.append([f"ours {name}" if name in OURS else name, *cells])
+        table.append([f"ours {name}" if name in CANDIDATES else name, *cells])
     gaps = [1000 * (h[f"selected @ {share}"] - h[f"{RESPONSE} @ {share}"]) for h in halves]
     mean, wide = resampled(gaps)
     verdict = "cannot be told apart from"

@@ -212,7 +212,18 @@ class GateConfig(Section):
     )
 
 
-LEARNERS = ("s", "t", "x", "r", "dr", "proportional", "two_part", "ensemble", "causalml_forest")
+LEARNERS = (
+    "s",
+    "t",
+    "x",
+    "r",
+    "dr",
+    "proportional",
+    "per_conversion",
+    "two_part",
+    "ensemble",
+    "causalml_forest",
+)
 
 
 class TuningConfig(Section):

@@ -16,7 +16,7 @@ import numpy as np
 
 from uplift.boosting import Binned, CrossFit, Settings, cross_fit
 from uplift.data import BoolArray, Float32Array, FloatArray, IntArray, TrainingSet
-from uplift.effects import EffectModel
+from uplift.effects import EffectModel, TermValues
 from uplift.errors import DesignError
 
 MIN_SHARE_ROWS = 50
@@ -32,6 +32,7 @@ class Problem:
     arm_means, full_means   the models of it: one per fold, and one of all training rows
     gamma    (n, K + 1) doubly robust scores of the training rows
     monotone  by feature: 1 where every effect may only rise with it, -1 where it may only fall
+    held     what models' terms give at each fold's own rows: each computed once, whoever asks
     """
 
     data: TrainingSet
@@ -46,6 +47,7 @@ class Problem:
     settings: Settings
     seed: int
     monotone: Mapping[str, int] = field(default_factory=dict)
+    held: tuple[TermValues, ...] = field(default=(), repr=False)
 
     @property
     def effect_settings(self) -> Settings:
@@ -114,9 +116,11 @@ def prepare(
     settings: Settings,
     seed: int,
     monotone: Mapping[str, int] | None = None,
+    held: tuple[TermValues, ...] | None = None,
 ) -> Problem:
-    """Fit the arm means of `target` (n,) and compute the scores. Raises DesignError for monotone
-    constraints that name no numeric feature, or no direction."""
+    """Fit the arm means of `target` (n,) and compute the scores. `held`: those of another outcome's
+    problem with the same rows and folds. Raises DesignError for monotone constraints that name no
+    numeric feature, or no direction."""
     monotone = dict(monotone or {})
     _check_monotone(data, monotone)
     binary = bool(np.isin(target, (0.0, 1.0)).all())
@@ -132,8 +136,10 @@ def prepare(
     means, full = side_by_side(fits)
     shares = realised(data.assignment, data.arm, data.weight)
     gamma = doubly_robust(mu, shares, data.arm, target)
+    if held is None:
+        held = tuple(TermValues(data.X[fold == f], settings.threads) for f in range(len(means)))
     return Problem(
-        data, binned, target, binary, fold, mu, means, full, gamma, settings, seed, monotone
+        data, binned, target, binary, fold, mu, means, full, gamma, settings, seed, monotone, held
     )
 
 

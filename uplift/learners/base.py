@@ -91,8 +91,7 @@ class Learner(ABC):
         """(n, K) effects of the training rows, each by the model of its fold."""
         oof = np.empty((len(problem.data), problem.data.n_arms))
         for f, model in enumerate(models):
-            held = problem.fold == f
-            oof[held] = model.predict(problem.data.X[held], problem.settings.threads)
+            oof[problem.fold == f] = model.at(problem.held[f])
         return oof
 
 

@@ -22,7 +22,7 @@ from uplift.nuisances import Problem
 from uplift.selection import LEVEL
 
 # What is combined where nothing else was fitted.
-MEMBERS = ("s", "t", "x", "r", "dr", "proportional", "two_part")
+MEMBERS = ("s", "t", "x", "r", "dr", "proportional", "per_conversion", "two_part")
 _STIFF = 1e4
 
 

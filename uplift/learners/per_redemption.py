@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from uplift.boosting import CrossFit, cross_fit
-from uplift.effects import EffectModel, ProductTerm
 from uplift.learners.base import Learner, Models, learner, per_arm
-from uplift.learners.x import imputed
+from uplift.learners.x import imputed_per
 from uplift.nuisances import Problem
 
 
@@ -31,30 +30,25 @@ class PerRedemptionLearner(Learner):
     nuisances = frozenset({"mu", "assignment"})
     cannot = frozenset({"monotone"})
 
+    @classmethod
+    def suits(cls, problem: Problem) -> bool:
+        """Conversions, of which coupons that are used are the cause."""
+        return problem.binary
+
     def cross_fit(self, problem: Problem) -> Models:
         return per_arm(problem, lambda k: self._arm(problem, k))
 
     @staticmethod
     def _arm(problem: Problem, k: int) -> CrossFit:
-        data, threads = problem.data, problem.settings.threads
+        data = problem.data
         rows = np.flatnonzero(data.arm == k)
-        used = (data.cost[rows] > data.cost[rows].min()).astype(np.float64)
         chance = cross_fit(
             problem.binned,
             rows,
-            used,
+            (data.cost[rows] > data.cost[rows].min()).astype(np.float64),
             problem.fold,
             problem.settings,
             weight=data.weight_of(rows),
             binary=True,
         )
-        scales = (*chance.models, chance.full)
-        scale = np.stack([model.predict(data.X, threads)[:, 0] for model in scales])
-        if scale.min() <= 0:
-            return imputed(problem, k)
-        ratio = imputed(problem, k, scale)
-        *models, full = (
-            EffectModel(np.zeros(1), ((ProductTerm(s, h), np.ones(1)),))
-            for s, h in zip(scales, (*ratio.models, ratio.full), strict=True)
-        )
-        return CrossFit(tuple(models), full, ratio.rounds)
+        return imputed_per(problem, k, chance)

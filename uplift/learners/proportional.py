@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from uplift.boosting import cross_fit
+from uplift.boosting import CrossFit, cross_fit
 from uplift.data import BoolArray, FloatArray, IntArray
 from uplift.effects import EffectModel
 from uplift.learners.base import (
@@ -48,17 +48,7 @@ class ProportionalLearner(Learner):
 
     def cross_fit(self, problem: Problem) -> Models:
         data = problem.data
-        rows = np.arange(len(data))
-        shares = np.bincount(data.arm, data.weight, data.n_arms + 1) / data.weight.sum()
-        baseline = cross_fit(
-            problem.binned,
-            rows,
-            problem.target,
-            problem.fold,
-            problem.settings,
-            weight=data.weight * shares[data.arm] / data.own_probability,
-            binary=problem.binary,
-        )
+        baseline = over_all_arms(problem, problem.target, binary=problem.binary)
         level = baseline.out_of_fold(data.X, problem.fold, problem.settings.threads)
         everyone = np.ones(len(data), dtype=bool)
         parts = [problem.fold != f for f in range(problem.folds)] + [everyone]
@@ -100,6 +90,22 @@ class ProportionalLearner(Learner):
         loss = (contrast - multiple * level[rows]) ** 2 - (contrast - constant) ** 2
         worse = weighted_mean(loss, weight, cluster)
         return worse.value <= worse.se
+
+
+def over_all_arms(problem: Problem, target: FloatArray, *, binary: bool) -> CrossFit:
+    """The mean of `target` (n,) at x over all arms, in the same mixture of arms everywhere: rows
+    weighted by share_W / e_W."""
+    data = problem.data
+    shares = np.bincount(data.arm, data.weight, data.n_arms + 1) / data.weight.sum()
+    return cross_fit(
+        problem.binned,
+        np.arange(len(data)),
+        target,
+        problem.fold,
+        problem.settings,
+        weight=data.weight * shares[data.arm] / data.own_probability,
+        binary=binary,
+    )
 
 
 def _of(

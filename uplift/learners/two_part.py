@@ -57,7 +57,13 @@ class TwoPartLearner(Learner):
     def cross_fit(self, problem: Problem) -> Models:
         data = problem.data
         chance = prepare(
-            data, problem.binned, data.converted, problem.fold, problem.settings, problem.seed
+            data,
+            problem.binned,
+            data.converted,
+            problem.fold,
+            problem.settings,
+            problem.seed,
+            held=problem.held,
         )
         mixed = {name: make_learner(name).fit(chance) for name in MIXED}
         steps, step = make_learner("ensemble", mixed).cross_fit(chance)

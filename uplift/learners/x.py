@@ -6,7 +6,7 @@ import numpy as np
 
 from uplift.boosting import CrossFit, cross_fit
 from uplift.data import FloatArray, IntArray
-from uplift.effects import EffectModel
+from uplift.effects import EffectModel, ProductTerm
 from uplift.learners.base import Learner, Models, learner, per_arm
 from uplift.nuisances import Problem, only
 
@@ -25,6 +25,11 @@ class XLearner(Learner):
     name = "x"
     title = "X: imputed effects of both arms"
     nuisances = frozenset({"mu", "assignment"})
+
+    @classmethod
+    def suits(cls, problem: Problem) -> bool:
+        """Of those that assume no shape, the one that does best on outcomes of 0 and 1."""
+        return problem.binary
 
     def cross_fit(self, problem: Problem) -> Models:
         return per_arm(problem, lambda k: imputed(problem, k))
@@ -61,6 +66,26 @@ def imputed(problem: Problem, k: int, scale: FloatArray | None = None) -> CrossF
     pairs = zip((*zero.models, zero.full), (*one.models, one.full), strict=True)
     *models, full = (blend(a, b, share) for a, b in pairs)
     return CrossFit(tuple(models), full, max(zero.rounds, one.rounds))
+
+
+def imputed_per(problem: Problem, k: int, scale: CrossFit) -> CrossFit:
+    """The effect of arm k as s(x) h(x), with h learned from imputed effects over the `scale` s; as
+    without one where s is not above 0 everywhere."""
+    models, data = (*scale.models, scale.full), problem.data
+    values = np.ones((len(models), len(data)))
+    learned = np.flatnonzero((data.arm == 0) | (data.arm == k))
+    X = data.X[learned]
+    values[:, learned] = [model.predict(X, problem.settings.threads)[:, 0] for model in models]
+    for f, held in enumerate(problem.held):
+        values[f, problem.fold == f] = scale.models[f].at(held)[:, 0]
+    if values.min() <= 0:
+        return imputed(problem, k)
+    ratio = imputed(problem, k, values)
+    *folds, full = (
+        EffectModel(np.zeros(1), ((ProductTerm(s, h), np.ones(1)),))
+        for s, h in zip(models, (*ratio.models, ratio.full), strict=True)
+    )
+    return CrossFit(tuple(folds), full, ratio.rounds)
 
 
 def _means(problem: Problem, rows: IntArray, arm: int) -> FloatArray:

@@ -9,8 +9,16 @@ import pandas as pd
 import pytest
 
 from benchmarks import experiments, peers
-from benchmarks.experiments import EXPERIMENTS, RANDOM, RESPONSE, half, resampled, run, simple
-from benchmarks.learners import OURS
+from benchmarks.experiments import (
+    CANDIDATES,
+    EXPERIMENTS,
+    RANDOM,
+    RESPONSE,
+    half,
+    resampled,
+    run,
+    simple,
+)
 from benchmarks.report import Options
 from benchmarks.worlds import make_world, training_set
 from tests.truth.worlds import problem_of
@@ -112,7 +120,7 @@ def test_a_half_values_everyone_on_rows_that_nobody_learned_from(
     world = make_world("heterogeneous", 1_200, np.random.default_rng(2))
     y = world.y + 3.0 * (world.arm == 3)
     found = half(training_set(world.X, world.arm, y, world.assignment), world.X, 0)
-    names = {*OURS, *(f"causalml {p}" for p in peers.CAUSALML), "selected", RANDOM, RESPONSE}
+    names = {*CANDIDATES, *(f"causalml {p}" for p in peers.CAUSALML), "selected", RANDOM, RESPONSE}
     assert set(found) == {f"{name} @ {share}" for name in names for share in (0.3, 0.5)}
     assert found[f"{RANDOM} @ 0.5"] == pytest.approx(1.5, abs=0.25)
     assert found[f"{RANDOM} @ 0.3"] == pytest.approx(0.6 * found[f"{RANDOM} @ 0.5"])
@@ -131,7 +139,13 @@ def test_a_run_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     def counted(_data: TrainingSet, _wide: Float32Array, number: int) -> dict[str, float]:
         calls.append(number)
-        names = [*OURS, *(f"causalml {p}" for p in peers.CAUSALML), "selected", RANDOM, RESPONSE]
+        names = [
+            *CANDIDATES,
+            *(f"causalml {p}" for p in peers.CAUSALML),
+            "selected",
+            RANDOM,
+            RESPONSE,
+        ]
         own = {f"{name} @ {s}": 0.0 for name in names for s in (0.3, 0.5)}
         return own | {"selected @ 0.5": 0.1 + 0.01 * number}
 
