@@ -38,7 +38,7 @@ SHARES = (0.05, 0.25, 0.5, 1.0)
 WORLDS = (0, 4, 5, 6)
 EXPERIMENTS = 25
 CUSTOMERS = 4_000
-APART = 5  # times as many customers of the shop are the population
+APART = 20  # times as many customers are the population, to see differences of some EUR per 1,000
 SERVED = ("s", "x", "two_part", "ensemble")  # of a large training; each experiment learns X alone
 Z = 1.959964
 
