@@ -72,6 +72,7 @@ def imputed_per(problem: Problem, k: int, scale: CrossFit) -> CrossFit:
     """The effect of arm k as s(x) h(x), with h learned from imputed effects over the `scale` s; as
     without one where s is not above 0 everywhere."""
     models, data = (*scale.models, scale.full), problem.data
+    # Rows of other arms are asked for in their own fold only.
     values = np.ones((len(models), len(data)))
     learned = np.flatnonzero((data.arm == 0) | (data.arm == k))
     X = data.X[learned]
