@@ -27,7 +27,7 @@ def open_door(host: str, port: int) -> socket.socket:
     try:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         door.bind((host, port))
-    except OSError:
+    except (OSError, OverflowError):  # taken, not allowed; or no port number
         door.close()
         raise
     return door
@@ -44,5 +44,5 @@ class SharingServer(uvicorn.Server):
         if sockets:
             self.config.backlog = AT_ONCE
         await super().startup(sockets)
-        for door in sockets or ():
+        for door in sockets if sockets and self.started else ():
             door.listen(BACKLOG)

@@ -113,7 +113,15 @@ def fit_models(
         if same
         else with_clock(
             "money",
-            lambda: prepare(train, binned, train.reward, fold, settings, config.training.seed),
+            lambda: prepare(
+                train,
+                binned,
+                train.reward,
+                fold,
+                settings,
+                config.training.seed,
+                held=outcome.held,
+            ),
         )
     )
     began = time.monotonic()
@@ -126,6 +134,8 @@ def fit_models(
     # What combines others comes after them.
     for name in sorted(names, key=lambda name: make_learner(name).combines):
         learners[name] = with_clock(name, partial(make_learner(name, learners).fit, outcome))
+    for held in outcome.held:
+        held.forget()
     joining = [fitted for name, fitted in learners.items() if LEARNERS[name].joins]
     if len(joining) > 1 and not any(LEARNERS[name].combines for name in learners):
         learners[AVERAGE] = average(joining)

@@ -121,7 +121,7 @@ def tune(
         suggested = _suggested(asked, default, space)
         settings = suggested if trials else default
         began = time.monotonic()
-        own = _losses(replace(problem, settings=settings), names)
+        own = _losses(problem.with_settings(settings), names)
         losses = own if losses is None else losses
         gap = _mean(problem, own - losses)
         study.tell(asked, gap.value)
@@ -133,7 +133,7 @@ def tune(
     taken = best if Estimate(best.loss, best.error).upper(level) < 0 else trials[0]
     found = Trials(tuple(trials), taken.number)
     progress(found.sentence())
-    return replace(problem, settings=_settings(taken, default)), found
+    return problem.with_settings(_settings(taken, default)), found
 
 
 def _goes_on(trials: Sequence[Trial], budget: TuningConfig, elapsed: float) -> bool:

@@ -145,6 +145,10 @@ class TermValues:
         # With the term itself: an id alone could come again when the term is gone.
         self._known: dict[int, tuple[Term, FloatArray]] = {}
 
+    def forget(self) -> None:
+        """Let go of all values and their terms."""
+        self._known.clear()
+
     def __call__(self, term: Term) -> FloatArray:
         if id(term) not in self._known:
             # The parts of a product are shared as well.

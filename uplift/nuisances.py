@@ -68,6 +68,12 @@ class Problem:
         wide = np.hstack([self.data.X, drawn])
         return Binned(wide, self.data.schema.categorical, self.settings.threads)
 
+    def with_settings(self, settings: Settings) -> Problem:
+        """The same problem for learners with other settings; nothing is kept of what was learned
+        with these."""
+        held = tuple(TermValues(values.X, values.threads) for values in self.held)
+        return replace(self, settings=settings, held=held)
+
     @property
     def folds(self) -> int:
         return len(self.arm_means)

@@ -31,6 +31,8 @@ VARIABLE = "PERSUADABLES_LOG_URL"
 # The revision that this release works with; a test holds it to the newest migration.
 REVISION = "r0003"
 BUSY_SECONDS = 10.0
+# Less than a decision may wait: a turn that never comes must not cost it its answer.
+TURN_SECONDS = 0.5
 
 
 class LogUnavailable(Exception):
@@ -199,7 +201,7 @@ def _sqlite(url: URL) -> Log:
     turn = None
     if url.database and url.database != ":memory:":
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-        turn = Turn(f"{url.database}-turn", BUSY_SECONDS)
+        turn = Turn(f"{url.database}-turn", TURN_SECONDS)
 
     def engine(begin: str, *pragmas: str) -> Engine:
         made = create_engine(

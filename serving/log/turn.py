@@ -43,7 +43,10 @@ class Turn:
                 yield
             finally:
                 if held and self._file is not None:
-                    fcntl.flock(self._file, fcntl.LOCK_UN)
+                    try:
+                        fcntl.flock(self._file, fcntl.LOCK_UN)
+                    except OSError:  # closed, it is let go of for sure
+                        self._forget()
         finally:
             self._depth -= 1
             self._mine.release()
@@ -68,7 +71,10 @@ class Turn:
     def close(self) -> None:
         """Let go of the file; the next turn opens it again."""
         with self._mine:
-            if self._file is not None:
-                with suppress(OSError):
-                    os.close(self._file)
-                self._file = None
+            self._forget()
+
+    def _forget(self) -> None:
+        if self._file is not None:
+            with suppress(OSError):
+                os.close(self._file)
+            self._file = None

@@ -28,8 +28,16 @@ TABLE = {
 CONSTANT = {"heterogeneous": 0.231, "confounded": 0.231, "rare": 0.150, "binary": 0.036}
 # These aren't in the table: causalml's forest is held to the contract tests, the proportional
 # learner to what a constant scores (its baselines vary about 0), two_part to X on money with many
-# zeros, the ensemble to its members.
-BESIDES = {"causalml_forest", "proportional", "two_part", "ensemble"}
+# zeros, per_conversion and per_redemption to X where effects follow those chances (tests/unit), the
+# ensemble to its members.
+BESIDES = {
+    "causalml_forest",
+    "proportional",
+    "per_conversion",
+    "per_redemption",
+    "two_part",
+    "ensemble",
+}
 IN_TABLE = sorted(TABLE["null"])
 # Constant effects are among the contract tests.
 SMALL = [(world, name) for world in TABLE if world != "constant" for name in IN_TABLE]

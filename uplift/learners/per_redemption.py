@@ -9,6 +9,9 @@ from uplift.learners.base import Learner, Models, learner, per_arm
 from uplift.learners.x import imputed_per
 from uplift.nuisances import Problem
 
+# The share of an arm's rows that may cost less than a contact, by refunds or mistakes.
+CHEAP = 0.01
+
 
 @learner
 class PerRedemptionLearner(Learner):
@@ -21,8 +24,9 @@ class PerRedemptionLearner(Learner):
     coupon are not mistaken for cheap ones with an average effect, which is what a budget that buys
     effects per cost would look for.
 
-    A row used its coupon where it cost more than the arm's cheapest row, the contact alone. An arm
-    that costs all the same gets the plain X-learner's effect.
+    A row used its coupon where it cost more than the cheapest hundredth of the arm's rows, which
+    cost their contact alone. An arm that costs all the same gets the plain X-learner's effect, and
+    so nearly does one whose contacts cost differently from channel to channel.
     """
 
     name = "per_redemption"
@@ -42,10 +46,11 @@ class PerRedemptionLearner(Learner):
     def _arm(problem: Problem, k: int) -> CrossFit:
         data = problem.data
         rows = np.flatnonzero(data.arm == k)
+        contact = np.quantile(data.cost[rows], CHEAP, method="lower")
         chance = cross_fit(
             problem.binned,
             rows,
-            (data.cost[rows] > data.cost[rows].min()).astype(np.float64),
+            (data.cost[rows] > contact).astype(np.float64),
             problem.fold,
             problem.settings,
             weight=data.weight_of(rows),

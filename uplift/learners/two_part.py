@@ -37,7 +37,7 @@ class TwoPartLearner(Learner):
     """
 
     name = "two_part"
-    title = "two parts: conversions by X, amounts by S"
+    title = "two parts: conversions by X and per redemption, amounts by S"
     nuisances = frozenset({"mu", "assignment"})
     outcomes = frozenset({"money"})
     cannot = frozenset({"monotone"})

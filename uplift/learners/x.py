@@ -41,7 +41,7 @@ def imputed(problem: Problem, k: int, scale: FloatArray | None = None) -> CrossF
     With a `scale` s > 0, (F + 1, n) by each fold's model and by that of all rows, the models are of
     tau / s: rows are weighted by s, so that a leaf holds sum(imputed effects) / sum(s). It suits
     effects that are the larger, and outcomes that vary the more, the larger s is; any s is
-    consistent.
+    consistent. The smaller s, the more `lambda_l2` weighs: leaves of few redemptions shrink more.
     """
     data = problem.data
     eligible, contrast, weight = problem.contrast(k)

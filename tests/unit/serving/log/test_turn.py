@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -115,9 +116,23 @@ def test_a_killed_process_gives_its_turn_back(path: str) -> None:
 
 def test_where_no_file_can_be_the_database_decides(tmp_path: Path) -> None:
     turn = Turn(str(tmp_path / "nowhere" / "log.db-turn"), 10.0)
+    began = time.monotonic()
     with turn.taken():
-        pass
+        assert time.monotonic() - began < 5.0, "it does not wait for what cannot come"
     turn.close()
+
+
+def test_a_turn_that_cannot_be_given_back_is_let_go_of(tmp_path: Path) -> None:
+    path = str(tmp_path / "log.db-turn")
+    turn, other = Turn(path, 10.0), Turn(path, 10.0)
+    with turn.taken():
+        assert turn._file is not None
+        os.close(turn._file)
+    assert turn._file is None
+    with other.taken():
+        assert turn._take(time.monotonic()) is False
+    with turn.taken():
+        assert other._take(time.monotonic()) is False
 
 
 def test_a_log_takes_its_turn_to_write_and_none_to_read(tmp_path: Path) -> None:
