@@ -9,12 +9,17 @@ while the others look on.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import socket
+from collections.abc import Sequence
 
 import uvicorn
 
-# Connections that may wait to be taken; and how many a worker takes before it looks at its others.
-BACKLOG, AT_ONCE = 2048, 1
+# Connections that may wait to be taken; how long a worker that took one leaves the next to others;
+# and how long it lets be after an error, such as no more open files.
+BACKLOG, PAUSE_SECONDS, ERROR_SECONDS = 2048, 0.001, 1.0
+log = logging.getLogger(__name__)
 
 
 def open_door(host: str, port: int) -> socket.socket:
@@ -34,15 +39,41 @@ def open_door(host: str, port: int) -> socket.socket:
 
 
 class SharingServer(uvicorn.Server):
-    """A worker that leaves the others their part of the connections at a shared door.
+    """A worker that leaves the others their part of the connections at a shared door: it takes one
+    and then looks away for PAUSE_SECONDS. Who is awake would otherwise take all that come."""
 
-    The event loop takes as many connections at once as may wait: it is given AT_ONCE for both, and
-    the number that may wait is put right afterwards.
-    """
+    _taking: Sequence[asyncio.Task[None]] = ()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        if sockets:
-            self.config.backlog = AT_ONCE
-        await super().startup(sockets)
-        for door in sockets if sockets and self.started else ():
+        # Without sockets, uvicorn opens one of its own, which nobody shares.
+        await super().startup(None if sockets is None else [])
+        for door in sockets or ():
             door.listen(BACKLOG)
+            door.setblocking(False)
+        self._taking = [asyncio.create_task(self._take(door)) for door in sockets or ()]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for task in self._taking:
+            task.cancel()
+        await asyncio.gather(*self._taking, return_exceptions=True)
+        await super().shutdown(sockets)
+
+    async def _take(self, door: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            pause = PAUSE_SECONDS
+            try:
+                connection, _ = await loop.sock_accept(door)
+                await loop.connect_accepted_socket(self._protocol, connection)
+            except ConnectionError:  # it has gone again
+                pass
+            except Exception as error:
+                log.error("a connection could not be taken: %s", error)
+                pause = ERROR_SECONDS
+            await asyncio.sleep(pause)
+
+    def _protocol(self) -> asyncio.Protocol:
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
