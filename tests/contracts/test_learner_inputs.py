@@ -72,6 +72,21 @@ def test_rows_that_weigh_more_decide(name: str) -> None:
         assert -0.3 - shrinks < made.oof.mean() - truth < 0.3
 
 
+@every_learner
+def test_the_order_of_a_categorys_levels_says_nothing_unless_it_is_declared(name: str) -> None:
+    """Levels under other codes are the same customers; a learner that reads positions says so."""
+    data = experiment("money")
+    codes = np.array([2.0, 0.0, 3.0, 1.0], dtype=np.float32)
+    renamed = data.X.copy()
+    known = ~np.isnan(renamed[:, 3])
+    renamed[known, 3] = codes[renamed[known, 3].astype(int)]
+    found, again = (
+        make_learner(name).fit(problem_of(one, SETTINGS, FOLDS)).oof
+        for one in (data, replace(data, X=renamed))
+    )
+    assert np.allclose(found, again, rtol=0, atol=1e-9) != LEARNERS[name].ordinal
+
+
 def monotone(outcome: str, **signs: int) -> Problem:
     base = problem(outcome)
     return prepare(base.data, base.binned, base.target, base.fold, SETTINGS, base.seed, signs)

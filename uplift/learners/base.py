@@ -37,8 +37,9 @@ class Learner(ABC):
     `nuisances` declares what it needs of the shared store (`mu`: out-of-fold arm means,
     `assignment`: the whole vector of probabilities); `outcomes`, what it can learn; `assumes`, a
     shape that it gives every effect: `proportional` (to the baseline), or none; `cannot`, what it
-    is refused with (`monotone`: constraints on the effects). One that `combines` is made of
-    `others`, what was fitted before it, as far as those declare that they join.
+    is refused with (`monotone`: constraints on the effects); `ordinal`, that it reads a category as
+    the position of its level in the order of the names, not as a set of levels. One that `combines`
+    is made of `others`, what was fitted before it, as far as those declare that they join.
     """
 
     name: ClassVar[str]
@@ -47,6 +48,7 @@ class Learner(ABC):
     outcomes: ClassVar[frozenset[str]] = frozenset({"binary", "money"})
     assumes: ClassVar[str | None] = None
     cannot: ClassVar[frozenset[str]] = frozenset()
+    ordinal: ClassVar[bool] = False
     combines: ClassVar[bool] = False
     joins: ClassVar[bool] = True
 

@@ -2,8 +2,7 @@
 
 Binary outcomes: UpliftRandomForestClassifier (KL divergence). Money: CausalRandomForestRegressor,
 because the classifier turns every outcome into `y > 0` and so learns nothing about amounts.
-Both grow slowly, so they see at most ROWS rows per fold. They read a category as the position of
-its level, in the order of the names.
+Both grow slowly, so they see at most ROWS rows per fold.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ class CausalmlForest(Learner):
     title = "causalml's uplift or causal forest"
     nuisances = frozenset({"assignment"})
     cannot = frozenset({"monotone"})
+    ordinal = True
     joins = False  # its trees are walked in numpy: too slow to be part of every score
 
     def cross_fit(self, problem: Problem) -> Models:
