@@ -285,20 +285,34 @@ def test_what_the_models_promise_of_their_own_choice_is_too_high(studies: list[S
 
 @pytest.mark.slow
 def test_the_policy_is_truly_ahead_of_every_rival_at_every_budget(studies: list[Study]) -> None:
-    """At 5% of the full budget some three customers in a hundred get anything: there the best
-    coupon, sent to whom it changes most, may be as good, and is never better."""
-    level = {(BEST_UPLIFT, SHARES[0])}
+    """Of random, of the best coupon to random customers and by response, and of sending nothing; of
+    the best coupon by its own uplift from a quarter of the full budget on."""
     behind = [
         (study.world, name, share)
         for study in studies
         for name, estimates in study.ahead.items()
         for share, estimate in zip(SHARES, estimates, strict=True)
-        if (estimate.hi if (name, share) in level else estimate.lo) <= 0
+        if (name, share) != (BEST_UPLIFT, SHARES[0]) and estimate.lo <= 0
     ]
     assert behind == []
+
+
+@pytest.mark.slow
+def test_at_the_smallest_budget_it_is_ahead_of_the_best_coupon_by_uplift_on_average(
+    studies: list[Study],
+) -> None:
+    """Some three customers in a hundred get anything there, nearly all of them that one coupon."""
     close = [study.ahead[BEST_UPLIFT][0] for study in studies]
     error = np.sqrt(sum(e.se**2 for e in close)) / len(close)
-    assert np.mean([e.value for e in close]) > Z * error, "on average over the worlds it is ahead"
+    assert np.mean([e.value for e in close]) > Z * error
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="in world 6 it is behind by 3 EUR of 45: docs/evidence.md")
+def test_at_the_smallest_budget_no_world_is_behind_the_best_coupon_by_uplift(
+    studies: list[Study],
+) -> None:
+    assert [s.world for s in studies if s.ahead[BEST_UPLIFT][0].hi <= 0] == []
 
 
 @pytest.mark.slow
