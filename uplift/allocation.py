@@ -194,7 +194,13 @@ def best_arm(
     Raises DesignError as `allocate`, and for a shadow price that is negative or not finite.
     """
     reward, cost = checked_scores(reward, cost)
-    allowed = allowed_arms(reward, min_profit, eligible)
+    return best_allowed(reward, cost, shadow_price, allowed_arms(reward, min_profit, eligible))
+
+
+def best_allowed(
+    reward: FloatArray, cost: FloatArray, shadow_price: float, allowed: BoolArray | None
+) -> IntArray:
+    """`best_arm` among the (n, K) arms that `allowed_arms` gives, of scores that are checked."""
     if not (math.isfinite(shadow_price) and shadow_price >= 0.0):
         raise DesignError(
             f"shadow_price: expected a finite number >= 0, found {shadow_price!r}. "

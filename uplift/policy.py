@@ -7,7 +7,6 @@ decision is logged with it; without it nothing can be learned from the platform'
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,11 @@ import numpy.typing as npt
 
 from uplift.allocation import Allocation, Chunk, checked_scores, limit_of, of_arm
 from uplift.data import BoolArray, FloatArray, IntArray
+from uplift.draws import BUCKETS as BUCKETS
+from uplift.draws import bucket as bucket
+from uplift.draws import digests as digests
+from uplift.draws import draw, hashed, scaled, words
+from uplift.draws import index as index
 from uplift.errors import DesignError
 from uplift.limits import Limit
 from uplift.spending import (
@@ -31,14 +35,9 @@ from uplift.spending import (
     uses_of,
 )
 
-BUCKETS = 10_000
 GLOBAL_SCOPE = "_global"
-_BLOCK = 64  # bytes, of SHA-256
-_INNER = bytes(byte ^ 0x36 for byte in range(256))
-_OUTER = bytes(byte ^ 0x5C for byte in range(256))
 
 Texts = npt.NDArray[np.object_]
-Words = npt.NDArray[np.uint64]
 
 
 class Reason(StrEnum):
@@ -69,7 +68,10 @@ class Reason(StrEnum):
 
 # Settled before any draw, so held-out and treated customers are one population. First match wins.
 BEFORE_RANDOMISATION = tuple(Reason)[: tuple(Reason).index(Reason.GLOBAL_HOLDOUT)]
-_KNOWN: dict[str | None, str] = {None: "", "": "", **{str(r): r for r in BEFORE_RANDOMISATION}}
+# While decisions are made, a reason is its place here; 0 for none yet.
+_REASONS = np.array(["", *Reason], dtype=object)
+_CODE: dict[str | None, int] = {None: 0, **{str(r): i for i, r in enumerate(_REASONS)}}
+_BEFORE = (None, "", *BEFORE_RANDOMISATION)
 STICKY = frozenset(
     {
         Reason.GLOBAL_HOLDOUT,
@@ -170,26 +172,6 @@ class Decisions:
         return np.where(self.is_offer, "offer", "none").astype(object)
 
 
-def bucket(salt: bytes, label: str, scope: str, customer_ids: Sequence[str]) -> IntArray:
-    """(n,) hash buckets in [0, 10000).
-
-    int(HMAC_SHA256(salt, label \\x1f scope \\x1f customer_id)[:8], big-endian) * 10000 >> 64; a
-    customer is in a share when the bucket is below it, so a larger share only adds customers.
-    """
-    return _scaled(_words(salt, label, scope, customer_ids)[:, 0], BUCKETS)
-
-
-def index(
-    salt: bytes, scope: str, customer_ids: Sequence[str], arms: int | npt.NDArray[Any]
-) -> IntArray:
-    """(n,) indexes in [0, arms) of the draw among `arms` (a number, or one per customer).
-
-    int(HMAC_SHA256(salt, "arm" \\x1f scope \\x1f customer_id)[:8], big-endian) * arms >> 64.
-    """
-    word = _words(salt, "arm", scope, customer_ids)[:, 0]
-    return _scaled(word, arms)
-
-
 def assignment_probs(
     choice: IntArray, eligible: BoolArray, shares: Shares, *, held_out: bool = True
 ) -> FloatArray:
@@ -203,12 +185,30 @@ def assignment_probs(
     in_draw = np.concatenate([np.ones((n, 1), dtype=bool), eligible], axis=1)
     if np.any((choice < 0) | (choice > arms)) or not in_draw[np.arange(n), choice].all():
         raise DesignError("choice: expected an eligible arm or control for every customer.")
-    h = shares.h if held_out else 0.0
-    drawn = (1.0 - h) * shares.exploration / in_draw.sum(axis=1, keepdims=True)
-    probs = np.where(in_draw, drawn, 0.0)
-    probs[np.arange(n), choice] += (1.0 - h) * (1.0 - shares.exploration)
+    return _probs(choice, eligible, in_draw.sum(axis=1), shares, shares.h if held_out else 0.0)
+
+
+def _probs(
+    choice: IntArray, eligible: BoolArray, ways: IntArray, shares: Shares, h: float
+) -> FloatArray:
+    """(n, K+1) as `assignment_probs`; ways: (n,) the number of eligible arms, control included."""
+    drawn = (1.0 - h) * shares.exploration / ways
+    probs = np.empty((len(choice), eligible.shape[1] + 1))
+    probs[:, 0] = drawn
+    np.multiply(eligible, drawn[:, None], out=probs[:, 1:])
+    probs[np.arange(len(choice)), choice] += (1.0 - h) * (1.0 - shares.exploration)
     probs[:, 0] += h
     return probs
+
+
+def _prob_of(
+    arm: IntArray, choice: IntArray, ways: IntArray, shares: Shares, h: float
+) -> FloatArray:
+    """(n,) the entry of `_probs` of an arm that takes part in the draw."""
+    drawn = (1.0 - h) * shares.exploration / ways
+    chosen = (arm == choice) * ((1.0 - h) * (1.0 - shares.exploration))
+    prob: FloatArray = drawn + chosen + (arm == 0) * h
+    return prob
 
 
 def decide(
@@ -272,45 +272,57 @@ def decide(
         raise DesignError(
             f"reward and cost: expected shape ({n}, arms), found {reward.shape} and {cost.shape}."
         )
-    reason = _checked_reasons(pre_reasons, n)
-    # What a refused customer would have scored must not matter, and may be missing.
-    reward = np.where((reason == "")[:, None], reward, 0.0)
-    cost = np.where((reason == "")[:, None], cost, 0.0)
+    code = _checked_reasons(pre_reasons, n)
+    if code.any():
+        # What a refused customer would have scored must not matter, and may be missing.
+        reward = np.where((code == 0)[:, None], reward, 0.0)
+        cost = np.where((code == 0)[:, None], cost, 0.0)
     reward, cost = checked_scores(reward, cost)
     limit = limit_of(budget)
     bounds = [(cost, limit), *((uses_of(each, cost.shape), float(each.most)) for each in limits)]
-    in_draw = _remove_arms(reason, eligible, offered, in_stock, bounds)
-
-    everywhere = _within(shares.global_holdout, salt, GLOBAL_SCOPE, customer_ids)
-    here = _within(shares.holdout, salt, campaign_id, customer_ids)
-    is_open = reason == ""
-    is_holdout = is_open & (everywhere | here)
-    randomised = is_open & ~is_holdout
+    # Every cost is within no limit at all.
+    tight = bounds[1:] if math.isinf(limit) else bounds
+    in_draw = _remove_arms(code, cost.shape, eligible, offered, in_stock, tight)
 
     scope = f"{campaign_id}/{window_id}"
-    words = _words(salt, "explore", scope, customer_ids)
-    wished = np.arange(_bps(shares.exploration) + 1) / BUCKETS
-    share = affordable_share(wished, randomised, in_draw, bounds)
-    shares = Shares(shares.holdout, share, shares.global_holdout)
-    exploring = randomised & (_scaled(words[:, 0], BUCKETS) < _bps(shares.exploration))
+    # Whom no share holds out needs no hash of his own.
+    explore = hashed(salt, "explore", scope, customer_ids)
+    held = [(shares.global_holdout, GLOBAL_SCOPE), (shares.holdout, campaign_id)]
+    found = [
+        hashed(salt, "holdout", where, customer_ids) if share else explore for share, where in held
+    ]
+    first = np.array([words(each)[:, 0] for each in (*found, explore)], dtype=np.uint64)
+    everywhere, here, lowest = scaled(first, BUCKETS)
+    everywhere = everywhere < _bps(shares.global_holdout)
+    is_open = code == 0
+    is_holdout = is_open & (everywhere | (here < _bps(shares.holdout)))
+    randomised = is_open & ~is_holdout
+
+    if tight:
+        wished = np.arange(_bps(shares.exploration) + 1) / BUCKETS
+        share = affordable_share(wished, randomised, in_draw, tight)
+        shares = Shares(shares.holdout, share, shares.global_holdout)
+    exploring = randomised & (lowest < _bps(shares.exploration))
     drawn = np.zeros(n, dtype=np.int64)
     rows = np.flatnonzero(exploring)
     if len(rows):
-        drawn[rows] = _draw(salt, scope, [customer_ids[i] for i in rows.tolist()], in_draw[rows])
+        drawn[rows] = draw(salt, scope, [customer_ids[i] for i in rows.tolist()], in_draw[rows])
 
-    lost = np.zeros(n, dtype=bool)
+    lost: BoolArray | None = None
     allocation: Allocation | None = None
     prices: Mapping[str, float] = {}
     choosable = in_draw if exploration_only is None else in_draw & ~np.asarray(exploration_only)
     if shadow_price is not None:
         greedy = at_prices(reward, cost, shadow_price, toll, min_profit, choosable)
     else:
+        # Independent of the first word, which says who explores.
+        order = words(explore)[:, 1].astype(np.uint64)
+        lost = np.zeros(n, dtype=bool)
         for use, most in bounds:
-            lost |= beyond(most, np.where(lost, 0.0, of_arm(use, drawn)), words[:, 1])
+            lost |= beyond(most, np.where(lost, 0.0, of_arm(use, drawn)), order)
         kept = np.where(lost, 0, drawn)
         left = [left_of(most, math.fsum(of_arm(use, kept).tolist())) for use, most in bounds]
-        # Independent of the first word, which says who explores.
-        whole = Chunk(reward, cost, choosable, randomised & ~exploring, words[:, 1])
+        whole = Chunk(reward, cost, choosable, randomised & ~exploring, order)
         if limits:
             rest = [replace(each, most=most) for each, most in zip(limits, left[1:], strict=True)]
             allocation, prices = spend_jointly(whole, left[0], rest, min_profit)
@@ -319,15 +331,16 @@ def decide(
         greedy, shadow_price = allocation.choice, allocation.shadow_price
 
     arm = np.where(exploring, drawn, np.where(randomised, greedy, 0))
-    is_offer = (arm > 0) & ~lost
-    reason[is_holdout] = Reason.HOLDOUT
-    reason[is_holdout & everywhere] = Reason.GLOBAL_HOLDOUT
-    chosen = randomised & ~exploring
-    reason[chosen & (arm > 0)] = Reason.BEST_NET_VALUE
-    reason[chosen & (arm == 0)] = Reason.BELOW_THRESHOLD
-    reason[exploring] = Reason.EXPLORATION
-    reason[lost] = Reason.BUDGET_EXHAUSTED
-    expected_cost = np.where(is_offer, of_arm(cost, arm), 0.0)
+    assigned = arm > 0
+    is_offer = assigned if lost is None else assigned & ~lost
+    chosen = np.where(assigned, _CODE["best_net_value"], _CODE["below_threshold"])
+    out = np.where(everywhere, _CODE["global_holdout"], _CODE["holdout"])
+    code = np.where(is_holdout, out, np.where(randomised, chosen, code))
+    code[exploring] = _CODE["exploration"]
+    if lost is not None:
+        code[lost] = _CODE["budget_exhausted"]
+    sent = np.where(is_offer, arm, 0)
+    expected_cost = of_arm(cost, sent)
     certificate: Certificate | None = None
     if allocation is not None:
         certificate = Certificate(
@@ -338,21 +351,21 @@ def decide(
             upper_bound=allocation.upper_bound,
             gap=allocation.gap,
         )
-    sent = np.where(is_offer, arm, 0)
     used = [math.fsum(of_arm(use, sent).tolist()) for use, _ in bounds[1:]]
-    pooled = assignment_probs(greedy, in_draw, shares)[np.arange(n), arm]
+    ways = in_draw.sum(axis=1) + 1
+    pooled = _prob_of(arm, greedy, ways, shares, shares.h)
     return Decisions(
         customer_id=np.array(customer_ids, dtype=object),
         arm=arm,
         is_offer=is_offer,
-        reason=reason,
+        reason=_REASONS[code],
         assignment_prob=np.where(is_open, pooled, 1.0),
-        probs=assignment_probs(greedy, in_draw, shares, held_out=False),
+        probs=_probs(greedy, in_draw, ways, shares, 0.0),
         eligible=in_draw,
         is_holdout=is_holdout,
         is_exploration=exploring,
         greedy=greedy,
-        expected_incremental_profit=np.where(is_offer, of_arm(reward, arm), 0.0),
+        expected_incremental_profit=of_arm(reward, sent),
         expected_cost=expected_cost,
         shares=shares,
         shadow_price=shadow_price,
@@ -365,101 +378,64 @@ def decide(
     )
 
 
-def _words(salt: bytes, label: str, scope: str, customer_ids: Sequence[str]) -> Words:
-    """(n, 4) the HMAC-SHA256 digest of each customer as four unsigned integers."""
-    prefix = f"{label}\x1f{scope}\x1f".encode()
-    words = np.frombuffer(digests(salt, prefix, customer_ids), dtype=">u8").astype(np.uint64)
-    return words.reshape(len(customer_ids), 4)
-
-
-def digests(salt: bytes, prefix: bytes, customer_ids: Sequence[str]) -> bytes:
-    """The HMAC-SHA256 digests of prefix + customer_id, 32 bytes each, one after the other."""
-    key = hashlib.sha256(salt).digest() if len(salt) > _BLOCK else salt
-    key = key.ljust(_BLOCK, b"\0")
-    # HMAC written out (RFC 2104): both halves of the key are absorbed once, not per customer.
-    inner = hashlib.sha256(key.translate(_INNER) + prefix)
-    outer = hashlib.sha256(key.translate(_OUTER))
-    found = bytearray()
-    for customer_id in customer_ids:
-        message, keyed = inner.copy(), outer.copy()
-        message.update(customer_id.encode())
-        keyed.update(message.digest())
-        found += keyed.digest()
-    return bytes(found)
-
-
-def _scaled(words: Words, size: int | npt.NDArray[Any]) -> IntArray:
-    """words * size >> 64 without the overflow, for size < 2**32."""
-    times = np.asarray(size, dtype=np.uint64)
-    half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
-    carried = ((words & low) * times) >> half
-    return (((words >> half) * times + carried) >> half).astype(np.int64)
-
-
 def _bps(share: float) -> int:
     return round(share * BUCKETS)
 
 
-def _within(share: float, salt: bytes, scope: str, customer_ids: Sequence[str]) -> BoolArray:
-    if share == 0.0:
-        return np.zeros(len(customer_ids), dtype=bool)
-    return bucket(salt, "holdout", scope, customer_ids) < _bps(share)
-
-
-def _draw(salt: bytes, scope: str, customer_ids: Sequence[str], in_draw: BoolArray) -> IntArray:
-    """(n,) uniform draw among control and the eligible arms, in order of their code."""
-    position = index(salt, scope, customer_ids, in_draw.sum(axis=1) + 1)
-    # Columns before the position-th eligible one have a smaller running count.
-    column = (in_draw.cumsum(axis=1) < position[:, None]).sum(axis=1)
-    return np.where(position > 0, column + 1, 0)
-
-
-def _checked_reasons(given: Sequence[str | None] | npt.NDArray[Any] | None, n: int) -> Texts:
-    """(n,) the given reasons, "" where there is none."""
-    reason = np.full(n, "", dtype=object)
+def _checked_reasons(given: Sequence[str | None] | npt.NDArray[Any] | None, n: int) -> IntArray:
+    """(n,) codes of the given reasons, 0 where there is none."""
     if given is None:
-        return reason
+        return np.zeros(n, dtype=np.int64)
     if len(given) != n:
         raise DesignError(f"pre_reasons: expected {n} entries, found {len(given)}.")
     try:
-        reason[:] = [_KNOWN[entry] for entry in given]
+        code = np.array([_CODE[entry] for entry in given], dtype=np.int64)
     except (KeyError, TypeError):
-        wrong = sorted({repr(entry) for entry in given if entry not in _KNOWN})
+        code = np.full(n, len(_REASONS))
+    if (code > len(BEFORE_RANDOMISATION)).any():
+        wrong = sorted({repr(entry) for entry in given if entry not in _BEFORE})
         raise DesignError(
             f"pre_reasons: expected none or one of {', '.join(BEFORE_RANDOMISATION)}, "
             f"found {', '.join(wrong[:5])}."
-        ) from None
-    return reason
+        )
+    return code
 
 
 def _remove_arms(
-    reason: Texts,
+    code: IntArray,
+    shape: tuple[int, ...],
     eligible: BoolArray | None,
     offered: BoolArray | None,
     in_stock: BoolArray | None,
     bounds: Sequence[tuple[FloatArray, float]],
 ) -> BoolArray:
-    """(n, K) arms that take part in the draw; sets the reason of customers who have none left.
+    """(n, K) arms that take part in the draw; sets the code of customers who have none left.
 
     bounds: (uses, most) of the budget and of every limit.
     """
-    n, arms = shape = bounds[0][0].shape
-    left = np.ones(shape, dtype=bool) if eligible is None else np.array(eligible, dtype=bool)
-    if left.shape != shape:
-        raise DesignError(f"eligible: expected shape {(n, arms)}, found {left.shape}.")
-    left &= (reason == "")[:, None]
-    if arms:
-        reason[(reason == "") & ~left.any(axis=1)] = Reason.NOT_ELIGIBLE
-    for name, arms_left, code in (
-        ("offered", offered, Reason.COUPON_EXPIRED),
-        ("in_stock", in_stock, Reason.COUPON_OUT_OF_STOCK),
+    n, arms = shape
+    masks = []
+    for name, given, wanted, reason in (
+        ("eligible", eligible, (n, arms), "not_eligible"),
+        ("offered", offered, (arms,), "coupon_expired"),
+        ("in_stock", in_stock, (arms,), "coupon_out_of_stock"),
     ):
-        there = np.ones(arms, dtype=bool) if arms_left is None else np.asarray(arms_left, bool)
-        if there.shape != (arms,):
-            raise DesignError(f"{name}: expected shape {(arms,)}, found {there.shape}.")
-        left &= there
-        reason[(reason == "") & ~left.any(axis=1)] = code
-    for use, most in bounds:
-        left &= use <= most
-    reason[(reason == "") & ~left.any(axis=1)] = Reason.BUDGET_EXHAUSTED
+        mask = np.ones(wanted, dtype=bool) if given is None else np.asarray(given, dtype=bool)
+        if mask.shape != wanted:
+            raise DesignError(f"{name}: expected shape {wanted}, found {mask.shape}.")
+        masks.append((mask, _CODE[reason]))
+    masks += [(use <= most, _CODE["budget_exhausted"]) for use, most in bounds]
+    is_open = code == 0
+    left = np.empty((n, arms), dtype=bool)
+    left[:] = is_open[:, None]
+    for mask, _ in masks:
+        left &= mask
+    if (left.any(axis=1) == is_open).all():
+        return left
+    # Some have no arm left: at which step was it the last one?
+    rest = np.ones((n, arms), dtype=bool)
+    for step, (mask, why) in enumerate(masks):
+        rest &= mask
+        if arms or step:
+            code[(code == 0) & ~rest.any(axis=1)] = why
     return left

@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from uplift.allocation import Allocation, Chunk, allocate, allocate_stream, best_arm, of_arm
+from uplift.allocation import (
+    Allocation,
+    Chunk,
+    allocate,
+    allocate_stream,
+    allowed_arms,
+    best_allowed,
+    best_arm,
+    of_arm,
+)
 from uplift.data import BoolArray, FloatArray, IntArray
 from uplift.errors import DesignError
 from uplift.limits import Limit, allocate_jointly, tolls
@@ -94,11 +103,13 @@ def at_prices(
     min_profit: float,
     eligible: BoolArray,
 ) -> IntArray:
-    """(n,) the best arm of each customer alone; the threshold is on the reward before the toll."""
+    """(n,) the best arm of each customer alone, of checked scores; the threshold is on the reward
+    before the toll."""
     if toll is None:
-        return best_arm(reward, cost, shadow_price, min_profit=min_profit, eligible=eligible)
-    allowed = eligible & (reward >= min_profit) & (reward > 0.0)
-    return best_arm(reward - toll, cost, shadow_price, eligible=allowed)
+        allowed = allowed_arms(reward, min_profit, eligible)
+        return best_allowed(reward, cost, shadow_price, allowed)
+    worthy = eligible & (reward >= min_profit) & (reward > 0.0)
+    return best_arm(reward - toll, cost, shadow_price, eligible=worthy)
 
 
 def uses_of(limit: Limit, shape: tuple[int, ...]) -> FloatArray:
