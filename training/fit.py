@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from features.config import Config
+from features.registry import find
 from training.dataset import Dataset
 from training.tuning import Trials, tune
 from uplift.assignment import CLIP, estimate_assignment
@@ -78,6 +79,14 @@ def settings_of(config: Config, rows: int) -> Settings:
     )
 
 
+def leading_features(config: Config, names: Sequence[str]) -> tuple[int, ...]:
+    """Positions of the core set in the whole catalogue, where that is what is learned from."""
+    if config.features.set != "all":
+        return ()
+    core = tuple(i for i, name in enumerate(names) if (known := find(name)) and known.core)
+    return core if len(core) < len(names) else ()
+
+
 def fit_models(
     dataset: Dataset, config: Config, offers: tuple[Offer, ...], progress: Progress
 ) -> Models:
@@ -88,7 +97,8 @@ def fit_models(
         data.customer, data.cluster, config.training.test_share, config.training.seed
     )
     train, test = data.rows(~is_test), data.rows(is_test)
-    settings = settings_of(config, len(train))
+    leading = leading_features(config, data.schema.names)
+    settings = replace(settings_of(config, len(train)), leading=leading)
     fold = draw_folds(train.cluster, train.arm, config.training.folds, rng)
     binned = Binned(train.X, data.schema.categorical, settings.threads)
     if dataset.estimated:

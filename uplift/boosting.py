@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import lightgbm as lgb
@@ -18,7 +19,11 @@ FEW_FEATURES = 20
 
 @dataclass(frozen=True)
 class Settings:
-    """LightGBM settings of one kind of model; small trees, since effects are faint."""
+    """LightGBM settings of one kind of model; small trees, since effects are faint.
+
+    leading: positions of the features that are likeliest to matter, if there are many others: what
+    an effect looks like on them alone counts as much as on all.
+    """
 
     rounds: int = 100
     learning_rate: float = 0.05
@@ -28,6 +33,7 @@ class Settings:
     lambda_l2: float = 1.0
     seed: int = 7
     threads: int = 0
+    leading: tuple[int, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def params(self, objective: str) -> dict[str, Any]:
@@ -55,6 +61,11 @@ class Settings:
         """
         factor = max(1.0, features / FEW_FEATURES)
         return replace(self, min_child_samples=round(self.min_child_samples * factor))
+
+    def split_on(self, some: Sequence[int], features: int) -> Settings:
+        """These settings for a model that splits on some of so many features only."""
+        gain = [float(i in some) for i in range(features)]  # of a split, by feature
+        return replace(self, extra={**self.extra, "feature_contri": gain})
 
 
 @dataclass(frozen=True)
@@ -170,6 +181,18 @@ class CrossFit:
             held = fold == f
             out[held] = model.predict(X[held], threads)[:, 0]
         return out
+
+
+def mean_of(fits: Sequence[CrossFit]) -> CrossFit:
+    """The mean of several fits, fold by fold."""
+    share = 1 / len(fits)
+
+    def mean(models: Iterable[EffectModel]) -> EffectModel:
+        return reduce(EffectModel.plus, (model.scaled(share) for model in models))
+
+    folds = zip(*(fit.models for fit in fits), strict=True)
+    full = mean(fit.full for fit in fits)
+    return CrossFit(tuple(map(mean, folds)), full, max(fit.rounds for fit in fits))
 
 
 def cross_fit(

@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from uplift.boosting import Binned, CrossFit, Settings, cross_fit
+from uplift.boosting import Binned, CrossFit, Settings, cross_fit, mean_of
 from uplift.data import BoolArray, Float32Array, FloatArray, IntArray, TrainingSet
 from uplift.effects import EffectModel, TermValues
 from uplift.errors import DesignError
@@ -50,15 +50,35 @@ class Problem:
     held: tuple[TermValues, ...] = field(default=(), repr=False)
 
     @property
-    def effect_settings(self) -> Settings:
-        """Settings for a model of an effect itself, of these features, which keep the monotone
-        constraints."""
-        settings = self.settings.for_effects(len(self.data.schema.names))
-        if not self.monotone:
-            return settings
-        signs = [self.monotone.get(name, 0) for name in self.data.schema.names]
-        extra = {**settings.extra, "monotone_constraints": signs}
-        return replace(settings, extra=extra)
+    def effect_settings(self) -> tuple[Settings, ...]:
+        """Settings for the models whose mean is a model of an effect itself; they keep the monotone
+        constraints. With leading features they are two, one on all features and one on these alone:
+        of many splits of noise the best looks better than of few, and what the other features tell
+        is not lost."""
+        names, leading = self.data.schema.names, self.settings.leading
+        ways = [self.settings.for_effects(len(names))]
+        if leading:
+            ways.append(self.settings.for_effects(len(leading)).split_on(leading, len(names)))
+        if self.monotone:
+            signs = {"monotone_constraints": [self.monotone.get(name, 0) for name in names]}
+            ways = [replace(way, extra={**way.extra, **signs}) for way in ways]
+        return tuple(ways)
+
+    def cross_fit_effect(
+        self,
+        rows: IntArray,
+        target: FloatArray,
+        *,
+        weight: FloatArray | None,
+        valid: tuple[IntArray, FloatArray, FloatArray | None] | None = None,
+    ) -> CrossFit:
+        """`cross_fit` of an effect itself on the features."""
+        return mean_of(
+            [
+                cross_fit(self.binned, rows, target, self.fold, way, weight=weight, valid=valid)
+                for way in self.effect_settings
+            ]
+        )
 
     @cached_property
     def beside_arms(self) -> Binned:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uplift.boosting import CrossFit, cross_fit
+from uplift.boosting import CrossFit
 from uplift.learners.base import Learner, Models, learner, per_arm
 from uplift.nuisances import Problem
 
@@ -22,6 +22,4 @@ class DRLearner(Learner):
     @staticmethod
     def _arm(problem: Problem, k: int) -> CrossFit:
         rows, contrast, weight = problem.contrast(k)
-        return cross_fit(
-            problem.binned, rows, contrast, problem.fold, problem.effect_settings, weight=weight
-        )
+        return problem.cross_fit_effect(rows, contrast, weight=weight)

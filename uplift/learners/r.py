@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from uplift.boosting import CrossFit, cross_fit
+from uplift.boosting import CrossFit
 from uplift.learners.base import Learner, Models, learner, per_arm
 from uplift.nuisances import Problem
 
@@ -32,12 +32,9 @@ class RLearner(Learner):
         mean = share * mu[rows, k] + (1 - share) * mu[rows, 0]
         residual = (data.arm[rows] == k) - share
         own = data.weight[rows]
-        return cross_fit(
-            problem.binned,
+        return problem.cross_fit_effect(
             rows,
             (problem.target[rows] - mean) / residual,
-            problem.fold,
-            problem.effect_settings,
             weight=own * residual**2 / np.average(residual**2, weights=own),
             valid=problem.contrast(k),
         )

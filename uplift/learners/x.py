@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from uplift.boosting import CrossFit, cross_fit
+from uplift.boosting import CrossFit
 from uplift.data import FloatArray, IntArray
 from uplift.effects import EffectModel, ProductTerm
 from uplift.learners.base import Learner, Models, learner, per_arm
@@ -52,12 +52,9 @@ def imputed(problem: Problem, k: int, scale: FloatArray | None = None) -> CrossF
     unit = np.ones((problem.folds + 1, len(data))) if scale is None else scale
     held = unit[problem.fold[eligible], eligible]
     zero, one = (
-        cross_fit(
-            problem.binned,
+        problem.cross_fit_effect(
             rows,
             sign * (problem.target[rows] - _means(problem, rows, other)) / unit[:, rows],
-            problem.fold,
-            problem.effect_settings,
             weight=data.weight_of(rows) if scale is None else data.weight[rows] * scale[:, rows],
             valid=(eligible, contrast / held, weight * held),
         )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.truth.worlds import draw_arms, problem_of, training_set
-from uplift.boosting import Settings
+from uplift.boosting import Settings, cross_fit
 from uplift.effects import EffectModel
 from uplift.nuisances import Problem, against_control, doubly_robust, realised, stack
 
@@ -164,7 +164,44 @@ def test_effects_of_many_features_have_greater_leaves_than_the_means() -> None:
     arm = draw_arms(assignment, rng)
     wide = problem_of(training_set(X, arm, X[:, 0] + arm, assignment), SETTINGS, folds=2)
     assert wide.settings.min_child_samples == 20
-    assert wide.effect_settings.min_child_samples == 50
-    rising = replace(wide, monotone={wide.data.schema.names[0]: 1}).effect_settings
+    (alone,) = wide.effect_settings
+    assert alone.min_child_samples == 50
+    (rising,) = replace(wide, monotone={wide.data.schema.names[0]: 1}).effect_settings
     assert rising.min_child_samples == 50
     assert rising.extra["monotone_constraints"] == [1] + 49 * [0]
+
+
+def test_an_effect_is_the_mean_of_what_leading_features_and_all_features_tell() -> None:
+    rng = np.random.default_rng(5)
+    X = rng.standard_normal((3000, 30)).astype(np.float32)
+    assignment = np.full((3000, 2), 0.5)
+    arm = draw_arms(assignment, rng)
+    y = X[:, 0] + arm * (X[:, 3] + X[:, 9]) + rng.standard_normal(3000)
+    plain = problem_of(training_set(X, arm, y, assignment), SETTINGS, folds=2)
+    first = plain.data.schema.names[3]
+    led = replace(
+        plain, settings=replace(plain.settings, leading=(3, 4)), monotone={first: 1}
+    )  # fmt: skip
+    on_all, on_some = led.effect_settings
+    assert on_all.min_child_samples == 30
+    assert on_some.min_child_samples == 20
+    rows, contrast, weight = led.contrast(1)
+    one, other = (
+        cross_fit(led.binned, rows, contrast, led.fold, way, weight=weight)
+        for way in (on_all, on_some)
+    )
+    both = led.cross_fit_effect(rows, contrast, weight=weight)
+    for mean, a, b in zip(
+        (*both.models, both.full), (*one.models, one.full), (*other.models, other.full), strict=True
+    ):
+        np.testing.assert_allclose(
+            mean.predict(X, 1), (a.predict(X, 1) + b.predict(X, 1)) / 2, rtol=1e-12
+        )
+    moved = X.copy()
+    moved[:, [i for i in range(30) if i not in (3, 4)]] = 7.0
+    np.testing.assert_array_equal(other.full.predict(moved, 1), other.full.predict(X, 1))
+    assert np.ptp(other.full.predict(X, 1)) > 1.0
+    assert (one.full.predict(moved, 1) != one.full.predict(X, 1)).any()
+    rising = X.copy()
+    rising[:, 3] += 1.0
+    assert (both.full.predict(rising, 1) >= both.full.predict(X, 1)).all()
