@@ -146,7 +146,7 @@ class Audience:
         Raises RulesOutdated when the campaign was changed meanwhile.
         """
         self.entry = self._entry(connection)
-        found, campaign = self._found, self.rules.in_window(self.rules.window_at(self.now))
+        found, campaign = self._found, self.rules.window(self.now).campaign
         self._found = []
         if not found:
             nobody = np.zeros(0, dtype=np.int64)

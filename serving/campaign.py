@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -97,30 +98,40 @@ class Campaign:
 
     def offered_at(self, moment: datetime) -> BoolArray:
         """(K,) arms that may be sent at a moment."""
+        if not self._dated:
+            return self._ever_offered
         now = _naive(moment)
         assert now is not None
         in_date = [
             (start is None or start <= now) and (end is None or now < end)
-            for start, end in self.dates or [(None, None)] * len(self.offered)
+            for start, end in self.dates
         ]
-        found: BoolArray = np.logical_and(self.offered, in_date)
+        found: BoolArray = np.logical_and(self._ever_offered, in_date)
         return found
 
-    @property
+    @cached_property
+    def _dated(self) -> bool:
+        return any(date is not None for dates in self.dates for date in dates)
+
+    @cached_property
+    def _ever_offered(self) -> BoolArray:
+        return _fixed(self.offered)
+
+    @cached_property
     def exploration_only(self) -> BoolArray | None:
         """(K,) arms that only draws may give; None without any."""
         if not self.unseen:
             return None
-        found: BoolArray = np.arange(len(self.offered)) >= len(self.offered) - self.unseen
-        return found
+        seen = len(self.offered) - self.unseen
+        return _fixed([k >= seen for k in range(len(self.offered))])
 
-    @property
+    @cached_property
     def in_stock(self) -> BoolArray:
         """(K,) arms of which a piece is left."""
         stock = self.stock or (None,) * len(self.offered)
-        return np.array([left != 0 for left in stock], dtype=bool)
+        return _fixed([left != 0 for left in stock])
 
-    @property
+    @cached_property
     def limited(self) -> frozenset[str]:
         """Arms of which there are only so many pieces."""
         return frozenset(a for a, n in zip(self.arms, self.stock, strict=False) if n is not None)
@@ -134,6 +145,13 @@ class Campaign:
     def with_shares(self, shares: Shares) -> Campaign:
         """The same campaign with the exploration share that its budget can bear."""
         return replace(self, shares=shares)
+
+
+def _fixed(values: Sequence[bool]) -> BoolArray:
+    """An array that is made once, for many readers."""
+    found = np.array(values, dtype=bool)
+    found.flags.writeable = False
+    return found
 
 
 def config_digest(config: Config, parts: Sequence[str] | None = None) -> str:

@@ -280,7 +280,7 @@ class Desk:
         if rules.caps and group.fresh:
             since = now - max(days for _, days in rules.caps) * 86_400_000_000
             offers = self.store.offers(connection, group.fresh, since, now)
-        since = micros(rules.window_start(rules.window_at(group.now)))
+        since = rules.window(group.now).start
         converted = self.store.converted(connection, rules.campaign_id, group.fresh, since)
         if rules.campaign.limited:
             left = stock.left(self.log, connection, rules.campaign.limited)

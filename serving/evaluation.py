@@ -6,9 +6,10 @@ together. A customer's decision does not depend on who else is asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ import pyarrow as pa
 
 from features.config import CONTROL
 from serving import schemas
+from serving.campaign import Campaign
 from serving.judging import MICROS as MICROS
 from serving.judging import Facts as Facts
 from serving.judging import Judged as Judged
@@ -40,29 +42,42 @@ AGING = timedelta(hours=26)
 MODEL_AGING = timedelta(days=45)
 # From so many values on, Arrow writes decimals faster than numpy.
 MANY = 64
-_REASONS = {str(reason): reason for reason in Reason}
 _HOLDOUTS = {Reason.GLOBAL_HOLDOUT: "global", Reason.HOLDOUT: "campaign"}
 _encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """n decisions that are not yet anybody's: `items` have no ids, `reserve` is what the budget
-    must bear for each, millionths."""
+    """n decisions that are not yet anybody's: `items` have no ids; `retry_at` is when to ask again,
+    microseconds."""
 
-    rules: Rules
-    window: int
+    scorer: Scorer
+    campaign: Campaign
+    ends: Sequence[int | None]
     now: datetime
     items: list[schemas.Decision]
+    found: Judged
     made: Decisions
-    reserve: list[int]
-    erased: list[bool]
-    columns: Mapping[str, Any]
+    retry_at: list[int | None]
+
+    @property
+    def window(self) -> int:
+        return self.campaign.window_id
+
+    @cached_property
+    def reserve(self) -> list[int]:
+        """What the budget must bear for each, millionths."""
+        if not self.found.reserve.shape[1]:
+            return [0] * len(self.items)
+        rows, column = np.arange(len(self.items)), self.made.arm - 1
+        held: list[int] = np.where(self.made.is_offer, self.found.reserve[rows, column], 0).tolist()
+        return held
 
     def rows(self, decision_ids: Sequence[str]) -> list[dict[str, Any]]:
         """The decisions as rows of the log, under these ids."""
         items, made = self.items, self.made
-        names, valid = self.columns["names"], self.columns["valid_micros"]
+        snapshot, valid = self.scorer.snapshot, self.ends
+        names = [CONTROL, *snapshot.arms]
         offers = [item.action == "offer" for item in items]
         sticky = [item.reason in STICKY for item in items]
         arms = made.arm.tolist()
@@ -74,21 +89,24 @@ class Evaluated:
         # Many customers have the same: those of one choice among the same arms.
         told = {each: _told(names, each) for each in set(probs)}
         same = {
-            "campaign_id": self.rules.campaign_id,
+            "campaign_id": self.campaign.campaign_id,
             "window_id": self.window,
             "holdout_share": made.shares.h,
             "exploration_share": made.shares.exploration,
             "realised_micros": 0,
             "decided_at": micros(self.now),
             "sent_at": None,
-            **self.columns["same"],
+            "as_of": micros(snapshot.as_of),
+            "snapshot_id": snapshot.snapshot_id,
+            "model_version": self.scorer.model.version,
+            "policy_version": self.campaign.version,
         }
         each = {
             "decision_id": decision_ids,
             # The id of an erased customer is not written down again.
             "customer_id": [
                 "erased" if erased else item.customer_id
-                for erased, item in zip(self.erased, items, strict=True)
+                for erased, item in zip(self.found.erased.tolist(), items, strict=True)
             ],
             "sticky": sticky,
             "action": [item.action for item in items],
@@ -109,7 +127,7 @@ class Evaluated:
             "valid_until": [
                 valid[arm] if offer else None for offer, arm in zip(offers, arms, strict=True)
             ],
-            "retry_at": self.columns["retry_micros"],
+            "retry_at": self.retry_at,
         }
         columns = tuple(each)
         return [
@@ -137,7 +155,7 @@ def evaluate(
     may still be promised. in_stock: (K,) arms of which a piece is left; None: as the configuration
     says."""
     found = judge(scorer, rules, ids, now, facts=facts, left=left, active=active, in_stock=in_stock)
-    campaign = rules.in_window(rules.window_at(now))
+    campaign = rules.window(now).campaign
     made = decide(
         ids,
         _worth(rules, found),
@@ -167,45 +185,27 @@ def settle(
     made: Decisions,
 ) -> Evaluated:
     """Decisions in the words of answers and of the log; money of `made` in currency."""
-    arms = scorer.snapshot.arms
-    campaign = rules.in_window(rules.window_at(now))
-    if found.new.any():
+    if found.new is not None:
         default = found.new & (made.reason == Reason.BEST_NET_VALUE)
+        reason = made.reason.copy()
+        reason[default] = Reason.DEFAULT_OFFER
         made = replace(
             made,
-            reason=np.where(default, Reason.DEFAULT_OFFER, made.reason),
+            reason=reason,
             expected_incremental_profit=np.where(found.new, 0.0, made.expected_incremental_profit),
         )
-    ends = rules.valid_until(campaign.window_id)
+    window = rules.window(now)
     retry = _retry(made, found.shop_free, found.log_free, found.capped, found.quiet_until)
-    columns = {
-        "names": [CONTROL, *arms],
-        "valid_micros": [None if end is None else micros(end) for end in ends],
-        "retry_micros": retry,
-        "same": {
-            "as_of": micros(scorer.snapshot.as_of),
-            "snapshot_id": scorer.snapshot.snapshot_id,
-            "model_version": scorer.model.version,
-            "policy_version": campaign.version,
-        },
-    }
     warnings = _warnings(scorer, rules, now)
-    items = _items(scorer, ids, found.rows, found.known, made, ends, retry, warnings)
-    held = (
-        np.where(made.is_offer, found.reserve[np.arange(len(ids)), made.arm - 1], 0)
-        if len(arms)
-        else np.zeros(len(ids), dtype=np.int64)
-    )
-    return Evaluated(
-        rules, campaign.window_id, now, items, made, held.tolist(), found.erased.tolist(), columns
-    )
+    items = _items(scorer, ids, found.rows, found.known, made, window.shown, retry, warnings)
+    return Evaluated(scorer, window.campaign, window.ends, now, items, found, made, retry)
 
 
 def _worth(rules: Rules, found: Judged) -> FloatArray:
     """(n, K) the profit to decide by. The default offer is made at any price: nobody knows what
     it brings."""
     worth = rules.campaign.worth(found.reward)
-    if rules.default is not None and found.new.any():
+    if rules.default is not None and found.new is not None:
         k, new = rules.default.arm, found.new
         price = rules.shadow_price * found.cost[new, k]
         worth[new, k] = 1.0 + max(rules.campaign.min_profit, 0.0) + price
@@ -224,6 +224,8 @@ def _retry(
     if quiet_until is not None:
         at = micros(quiet_until)
         found = [at if reason == Reason.QUIET_HOURS else None for reason in made.reason]
+    if not capped.any():
+        return found
     for i in np.flatnonzero(capped & (made.reason == Reason.CONTACT_CAP)).tolist():
         until = np.fmax(shop_free[i], log_free[i])
         found[i] = None if until >= FOREVER else int(until.astype(np.int64))
@@ -236,27 +238,26 @@ def _items(
     rows: npt.NDArray[np.int64],
     known: BoolArray,
     made: Decisions,
-    ends: Sequence[datetime | None],
+    until: Sequence[str | None],
     retry: Sequence[int | None],
     warnings: list[str],
 ) -> list[schemas.Decision]:
-    people, arms = scorer.snapshot.population, scorer.snapshot.arms
-    names = [CONTROL, *arms]
-    uplift: list[float | None] = [None] * len(ids)
-    if arms:
-        told = np.arange(len(arms)) < len(scorer.model.bundle.arms)
-        told &= np.asarray(scorer.campaign.offered, dtype=bool)
-        reward = np.where(told, people.scores.reward[rows], -np.inf)
+    people, names, n = scorer.snapshot.population, [CONTROL, *scorer.snapshot.arms], len(ids)
+    scores = people.scores.response[rows]
+    if scorer.snapshot.arms:
+        reward = np.where(scorer.told, people.scores.reward[rows], -np.inf)
         shown = np.where(made.is_offer, made.arm - 1, reward.argmax(axis=1))
-        uplift = shortest(people.scores.cate[rows, shown])
-    response = shortest(people.scores.response[rows])
-    until = [None if end is None else timestamp(end) for end in ends]
-    offers, reasons = made.is_offer.tolist(), made.reason.tolist()
-    codes, there, chances = made.arm.tolist(), known.tolist(), made.assignment_prob.tolist()
+        scores = np.concatenate([scores, people.scores.cate[rows, shown]])
+    told = shortest(scores)
+    response, uplift = told[:n], told[n:] or [None] * n
+    offers, codes, there = made.is_offer.tolist(), made.arm.tolist(), known.tolist()
+    chances = made.assignment_prob.tolist()
     # There are as many probabilities as ways to be assigned, far fewer than customers.
     rounded = {chance: round(chance, 6) for chance in set(chances)}
+    money = np.rint(np.array([made.expected_incremental_profit, made.expected_cost]) * MICROS)
+    profit, cost = money.astype(np.int64).tolist()
     columns: dict[str, Iterable[Any]] = {
-        "index": range(len(ids)),
+        "index": range(n),
         "customer_id": ids,
         "decision_id": repeat(None),
         "action": ["offer" if offer else "none" for offer in offers],
@@ -264,7 +265,7 @@ def _items(
         "coupon_id": [
             names[arm] if offer else None for offer, arm in zip(offers, codes, strict=True)
         ],
-        "reason": [_REASONS[reason] for reason in reasons],
+        "reason": made.reason.tolist(),
         "is_holdout": made.is_holdout.tolist(),
         "is_exploration": made.is_exploration.tolist(),
         "assignment_prob": [rounded[chance] for chance in chances],
@@ -272,8 +273,8 @@ def _items(
             value if seen else None for value, seen in zip(response, there, strict=True)
         ],
         "uplift": [value if seen else None for value, seen in zip(uplift, there, strict=True)],
-        "expected_incremental_profit_micros": _whole(made.expected_incremental_profit),
-        "expected_cost_micros": _whole(made.expected_cost),
+        "expected_incremental_profit_micros": profit,
+        "expected_cost_micros": cost,
         "profile_state": profile_states(scorer, rows, known),
         "sticky_hit": repeat(False),
         "valid_until": [
@@ -284,12 +285,6 @@ def _items(
     }
     # A thousand objects made from columns take a quarter of the time of as many calls by name.
     return list(map(schemas.Decision, *(columns[f] for f in schemas.Decision.__struct_fields__)))
-
-
-def _whole(money: FloatArray) -> list[int]:
-    """Currency in millionths."""
-    found: list[int] = np.rint(money * MICROS).astype(np.int64).tolist()
-    return found
 
 
 def envelope(
@@ -322,10 +317,11 @@ def profile_states(
     scorer: Scorer, rows: npt.NDArray[np.int64], known: BoolArray
 ) -> list[schemas.Profile]:
     """known, no_history (no order yet) or unknown, per row."""
-    none = scorer.snapshot.population.tier.texts(rows) == "prospect"
-    state = np.where(known, np.where(none, "no_history", "known"), "unknown")
-    profiles: list[schemas.Profile] = state.tolist()
-    return profiles
+    prospects = scorer.snapshot.population.tier.has("prospect", rows).tolist()
+    return [
+        "unknown" if not there else "no_history" if prospect else "known"
+        for there, prospect in zip(known.tolist(), prospects, strict=True)
+    ]
 
 
 def _warnings(scorer: Scorer, rules: Rules, now: datetime) -> list[str]:

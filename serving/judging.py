@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from serving.arms import Openness
 from serving.campaign import first_reason, usable
 from serving.rules import DefaultOffer, Rules
+from serving.times import micros
 from uplift.data import BoolArray, FloatArray
 from uplift.policy import Reason
 
@@ -59,8 +60,9 @@ class Judged:
     currency; reserve: (n, K) millionths that an offer holds of the budget. reason: (n,) the first
     reason that precedes randomisation, or None. eligible: (n, K) arms that rules and budget leave;
     offered, in_stock: (K,) arms that the campaign has, and of which a piece is left. new: (n,)
-    unknown customers to whom the campaign's default goes. toll: (n, K) what limits take off the
-    worth. shop_free, log_free, capped, quiet_until: until when contacts are held back.
+    unknown customers to whom the campaign's default goes; None where it has none. toll: (n, K) what
+    limits take off the worth. shop_free, log_free, capped, quiet_until: until when contacts are
+    held back.
     """
 
     rows: npt.NDArray[np.int64]
@@ -73,7 +75,7 @@ class Judged:
     eligible: BoolArray
     offered: BoolArray
     in_stock: BoolArray
-    new: BoolArray
+    new: BoolArray | None
     toll: FloatArray | None
     shop_free: Times
     log_free: Times
@@ -100,14 +102,15 @@ def judge(
     facts = facts or Facts.none(len(ids))
     rows, known = people.find(ids)
     known = known & ~facts.erased
-    campaign = rules.in_window(rules.window_at(now))
+    window = rules.window(now)
+    campaign = window.campaign
     reward = people.scores.reward[rows].astype(np.float64)
     cost = people.scores.cost[rows].astype(np.float64)
     response = people.scores.response[rows].astype(np.float64)
-    moment = rules.stands_at or now
-    at = np.datetime64(moment.astimezone(UTC).replace(tzinfo=None), "us")
-    wall = np.datetime64(now.astimezone(UTC).replace(tzinfo=None), "us")
     # With a fixed as_of the shop's time stands; the log's times are those of the wall.
+    moment = rules.stands_at or now
+    moment_micros = micros(moment)
+    at, wall = np.datetime64(moment_micros, "us"), np.datetime64(micros(now), "us")
     ours = campaign.campaign_id == scorer.config.name
     left_open = people.open_at(at, rows, entering=ours)
     fits = (
@@ -115,9 +118,11 @@ def judge(
         if rules.eligible is None
         else (left_open.eligible & rules.eligible[rows])
     )
-    new = np.zeros(len(ids), dtype=bool)
+    new: BoolArray | None = None
+    there = known
     if rules.default is not None and facts.stated is not None:
         new = ~known & ~facts.erased & facts.stated
+        there = known | new
         # The rows of the score table that stand for unknown customers mean nothing.
         reward[new], response[new], cost[new] = 0.0, 0.0, 0.0
         cost[new, rules.default.arm] = rules.default.cost
@@ -125,35 +130,42 @@ def judge(
         fits = np.where(new, rules.default.eligible, fits)
     shop_free, log_free = left_open.free_at, facts.free_at
     capped = (shop_free > at) | (log_free > wall)
-    ends = rules.valid_until(campaign.window_id)
-    valid = [end is None or end > moment for end in ends[1:]]
-    offered = campaign.offered_at(moment) & np.array(valid, dtype=bool)
+    valid = [end is None or end > moment_micros for end in window.ends[1:]]
+    offered = campaign.offered_at(moment)
+    if not all(valid):
+        offered = offered & np.array(valid, dtype=bool)
     quiet_until = rules.quiet.until(now) if rules.quiet is not None else None
 
     in_stock = campaign.in_stock if in_stock is None else in_stock
     reserve = _reserve(rules, cost)
-    # An arm that the rest of the budget can't bear is out before any draw.
-    payable = np.ones(cost.shape, dtype=bool) if left is None else reserve <= left
-    closed = rules.closed(now, active)
     in_date = left_open.arms & offered
-    reason = first_reason(
-        len(ids),
-        [
-            *([] if closed is None else [(closed, True)]),
-            (Reason.UNKNOWN_CUSTOMER, ~known & ~new),
-            (Reason.STALE_FEATURES, rules.older(now, people.as_of, rules.max_feature_age)),
-            (Reason.STALE_MODEL, rules.older(now, model.registered_at, rules.max_model_age)),
-            (Reason.SCORING_UNAVAILABLE, ~usable(reward, cost, response)),
-            (Reason.NO_CONSENT, ~left_open.consent | facts.withheld),
-            (Reason.NOT_ELIGIBLE, ~fits),
-            (Reason.ALREADY_CONVERTED, False if facts.converted is None else facts.converted),
-            (Reason.CONTACT_CAP, capped),
-            (Reason.QUIET_HOURS, quiet_until is not None),
-            (Reason.COUPON_EXPIRED, ~in_date.any(axis=1)),
-            (Reason.COUPON_OUT_OF_STOCK, ~(in_date & in_stock).any(axis=1)),
-            (Reason.BUDGET_EXHAUSTED, ~(in_date & in_stock & payable).any(axis=1)),
-        ],
-    )
+    available = in_date & in_stock
+    eligible = left_open.arms
+    affordable = available
+    if left is not None:
+        # An arm that the rest of the budget can't bear is out before any draw.
+        payable = reserve <= left
+        eligible, affordable = eligible & payable, available & payable
+    closed = rules.closed(now, active)
+    refusals: list[tuple[Reason, BoolArray | bool]] = [
+        *([] if closed is None else [(closed, True)]),
+        (Reason.UNKNOWN_CUSTOMER, ~there),
+        (Reason.STALE_FEATURES, rules.older(now, people.as_of, rules.max_feature_age)),
+        (Reason.STALE_MODEL, rules.older(now, model.registered_at, rules.max_model_age)),
+        (Reason.SCORING_UNAVAILABLE, ~usable(reward, cost, response)),
+        (Reason.NO_CONSENT, ~left_open.consent | facts.withheld),
+        (Reason.NOT_ELIGIBLE, ~fits),
+        (Reason.ALREADY_CONVERTED, False if facts.converted is None else facts.converted),
+        (Reason.CONTACT_CAP, capped),
+        (Reason.QUIET_HOURS, quiet_until is not None),
+    ]
+    if not affordable.any(axis=1).all():
+        refusals += [
+            (Reason.COUPON_EXPIRED, _none(in_date)),
+            (Reason.COUPON_OUT_OF_STOCK, _none(available)),
+            (Reason.BUDGET_EXHAUSTED, _none(affordable)),
+        ]
+    reason = first_reason(len(ids), refusals)
     return Judged(
         rows=rows,
         known=known,
@@ -162,7 +174,7 @@ def judge(
         cost=cost,
         reserve=reserve,
         reason=reason,
-        eligible=payable & left_open.arms,
+        eligible=eligible,
         offered=offered,
         in_stock=in_stock,
         new=new,
@@ -185,12 +197,17 @@ def _open_to_default(left: Openness, default: DefaultOffer, new: BoolArray) -> O
     )
 
 
+def _none(arms: BoolArray) -> BoolArray:
+    """(n,) customers who have none of these (n, K) arms."""
+    return np.logical_not(arms.any(axis=1))
+
+
 def _reserve(rules: Rules, cost: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """(n, K) millionths that an offer of each arm holds of the budget."""
     if rules.worst_micros is not None:
         worst = np.array(rules.worst_micros, dtype=np.int64)
         return np.broadcast_to(worst, cost.shape)
-    micro = np.rint(np.nan_to_num(cost) * MICROS)
+    micro: FloatArray = np.rint(np.fmax(cost, 0.0) * MICROS)  # 0 for a cost that is missing
     if rules.safety_factor != 1.0:
         micro = np.ceil(micro * rules.safety_factor)
     return micro.astype(np.int64)

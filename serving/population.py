@@ -65,6 +65,12 @@ class Labels:
         names: npt.NDArray[np.object_] = np.array([None, *self.names], dtype=object)
         return names[self.codes[rows]]  # type: ignore[no-any-return]
 
+    def has(self, name: str, rows: Any = slice(None)) -> BoolArray:
+        """(m,) whether these rows have this name."""
+        code = self.names.index(name) + 1 if name in self.names else -1
+        found: BoolArray = self.codes[rows] == code
+        return found
+
 
 @dataclass(frozen=True)
 class Population:
@@ -147,10 +153,12 @@ class Population:
     def find(self, ids: Sequence[str]) -> tuple[npt.NDArray[np.int64], BoolArray]:
         """(m,) row of each id, and whether it is known (the row of an unknown id means nothing)."""
         wanted = np.array([i.encode("ascii", "replace") for i in ids], dtype=np.bytes_)
-        rows = np.searchsorted(self.customer_id, wanted)
-        rows = np.minimum(rows, max(len(self) - 1, 0))
-        known = self.customer_id[rows] == wanted if len(self) else np.zeros(len(ids), dtype=bool)
-        return rows.astype(np.int64), known
+        if not len(self):
+            return np.zeros(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=bool)
+        # Cut to the width of the known ids: numpy would otherwise widen all of those.
+        rows = self.customer_id.searchsorted(wanted.astype(self.customer_id.dtype))
+        rows = np.minimum(rows, len(self) - 1)
+        return rows.astype(np.int64, copy=False), self.customer_id[rows] == wanted
 
 
 def from_source(config: Config, bundle: ScoringBundle, as_of: datetime, threads: int) -> Population:

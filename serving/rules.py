@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime, time, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 from features.contact import quiet_until
 from serving.campaign import Campaign
+from serving.times import micros, shown_time
 from uplift.data import BoolArray
 from uplift.policy import Reason
 
@@ -41,6 +43,20 @@ class DefaultOffer:
     arm: int
     cost: float
     eligible: bool = True
+
+
+@dataclass(frozen=True)
+class Window:
+    """What all decisions of one window of a campaign have in common.
+
+    campaign: as its draws depend on the window; start: microseconds; ends: (K + 1,) when the coupon
+    of each arm expires, microseconds, None for control; shown: the same as answers show it.
+    """
+
+    campaign: Campaign
+    start: int
+    ends: tuple[int | None, ...]
+    shown: tuple[str | None, ...]
 
 
 @dataclass(frozen=True)
@@ -111,19 +127,26 @@ class Rules:
         moment = self.stands_at or now
         return (moment - self.starts_at) // timedelta(days=self.window_days)
 
-    def in_window(self, window: int) -> Campaign:
-        """The campaign in a window, which its draws depend on."""
-        if window == self.campaign.window_id:
-            return self.campaign
-        return replace(self.campaign, window_id=window)
+    def window(self, now: datetime) -> Window:
+        """The window at a moment: made once, and kept until the next one is asked for."""
+        number = self.window_at(now)
+        kept = self._windows.get(number)
+        if kept is None:
+            start = self.starts_at + timedelta(days=self.window_days) * number
+            ends = [micros(start + timedelta(days=days)) for days in self.campaign.valid_days]
+            kept = Window(
+                replace(self.campaign, window_id=number),
+                micros(start),
+                (None, *ends),
+                (None, *map(shown_time, ends)),
+            )
+            self._windows.clear()
+            self._windows[number] = kept
+        return kept
 
-    def window_start(self, window: int) -> datetime:
-        return self.starts_at + timedelta(days=self.window_days) * window
-
-    def valid_until(self, window: int) -> list[datetime | None]:
-        """(K + 1,) when each arm's coupon of this window expires; None for control."""
-        start = self.window_start(window)
-        return [None, *(start + timedelta(days=days) for days in self.campaign.valid_days)]
+    @cached_property
+    def _windows(self) -> dict[int, Window]:
+        return {}
 
     def closed(self, now: datetime, active: bool) -> Reason | None:
         """Why the campaign offers nothing to anybody, if so."""

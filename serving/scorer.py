@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ from serving.load import LoadedModel
 from serving.rules import Rules
 from serving.salt import Salt
 from serving.snapshot import Snapshot
+from uplift.data import BoolArray
 
 
 def utc_now() -> datetime:
@@ -54,6 +56,13 @@ class Scorer:
         """Coupons that the model has not seen, which only draws of the configuration's own campaign
         give; the last columns of the snapshot."""
         return self.snapshot.arms[len(self.model.bundle.arms) :]
+
+    @cached_property
+    def told(self) -> BoolArray:
+        """(K,) arms whose effect may be told: the model knows it, and the campaign called `name`
+        has them."""
+        seen = len(self.model.bundle.arms)
+        return np.array([on and k < seen for k, on in enumerate(self.campaign.offered)], dtype=bool)
 
     @property
     def simulated(self) -> bool:
