@@ -346,6 +346,22 @@ def test_the_forest_of_conversions_learns_nothing_about_amounts() -> None:
     assert abs(money[X[:, 0] < -0.5].mean()) < 1.0
 
 
+@every_outcome
+def test_a_forest_grows_on_no_more_rows_than_its_cap(
+    outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grow, sizes = causalml_forest._grow, []
+
+    def counted(X: np.ndarray, *rest: Any) -> list[Any]:
+        sizes.append(len(X))
+        return grow(X, *rest)
+
+    monkeypatch.setattr(causalml_forest, "ROWS", 500)
+    monkeypatch.setattr(causalml_forest, "_grow", counted)
+    make_learner("causalml_forest").fit(problem(outcome))
+    assert sizes == [500] * (FOLDS + 1)
+
+
 @pytest.mark.parametrize("binary", [True, False], ids=["classifier", "regressor"])
 def test_the_forests_arrays_predict_what_causalml_predicts(
     binary: bool, monkeypatch: pytest.MonkeyPatch
