@@ -201,7 +201,9 @@ class Desk:
         wanted = sorted({ask.rules.campaign_id for ask in asks})
         entries = self.campaigns.some(connection, wanted)
         once = [ask.once for ask in asks if ask.once is not None]
-        past = idempotency.earlier(connection, once, micros(self.now(asks[0].scorer)))
+        past = {}
+        if once:
+            past = idempotency.earlier(connection, once, micros(self.now(asks[0].scorer)))
         seen: set[tuple[str, str, str]] = set()
         open_asks = []
         for k, ask in enumerate(asks):

@@ -52,6 +52,8 @@ class Lookup:
             raise self._told(connection, cursor, error) from error
         finally:
             cursor.close()
+        if not found:
+            return []
         if self._booleans:
             found = [self._with_booleans(row) for row in found]
         return [self._row(row) for row in found]

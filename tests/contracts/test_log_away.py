@@ -39,6 +39,10 @@ def test_without_its_log_nothing_is_offered_and_dry_runs_go_on(client: Client) -
     dry = post(client, asked(*IDS[:20], dry_run=True))
     assert dry.status_code == 200
     assert dry.json()["decisions"] == preview
+    # A few are answered in the event loop, else as many.
+    for _ in range(2):
+        few = post(client, asked(*IDS[:2], dry_run=True))
+        assert few.json()["decisions"] == preview[:2]
     assert client.get("/v1/customers/c-010").status_code == 503
     for _ in range(3):
         client.service._health = (-1.0, client.service._health[1])
