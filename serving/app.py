@@ -222,17 +222,31 @@ class Envelope:
         rows = state.get("rows", 0)
         if self.holder.service is not None:
             self.holder.service.metrics.answered(route or "none", status, seconds, rows)
-        line = {
-            "at": round(time.time(), 3),
-            "request_id": request_id,
-            "method": scope["method"] if scope["method"] in _METHODS else "other",
-            "route": route,
-            "status": status,
-            "ms": round(1000 * seconds, 2),
-            "key_id": state.get("key_id"),
-            "rows": rows,
-        }
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        line = Line(
+            round(time.time(), 3),
+            request_id,
+            method,
+            route,
+            status,
+            round(1000 * seconds, 2),
+            state.get("key_id"),
+            rows,
+        )
         log.info(_encode(line).decode())
+
+
+class Line(msgspec.Struct, gc=False):
+    """What the log says of a request."""
+
+    at: float
+    request_id: str
+    method: str
+    route: str | None
+    status: int
+    ms: float
+    key_id: str | None
+    rows: int
 
 
 _encode = msgspec.json.Encoder().encode

@@ -82,12 +82,21 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self._steps = 0
+        self._took: dict[tuple[str, int], Histogram] = {}
+        self._asked: dict[str, Counter] = {}
 
     def answered(self, route: str, status: int, seconds: float, rows: int) -> None:
         """Count an answer; `route` is the template."""
-        self.request_seconds.labels(route, str(status)).observe(seconds)
+        # To find them by their labels takes longer than to count.
+        took = self._took.get((route, status))
+        if took is None:
+            took = self._took[route, status] = self.request_seconds.labels(route, str(status))
+        took.observe(seconds)
         if rows:
-            self.rows.labels(route).inc(rows)
+            asked = self._asked.get(route)
+            if asked is None:
+                asked = self._asked[route] = self.rows.labels(route)
+            asked.inc(rows)
 
     def decided(self, reasons: Mapping[str, int], model_version: str) -> None:
         for reason, count in reasons.items():
