@@ -7,12 +7,14 @@ piece that was handed out stays handed out, also when its offer expires or its c
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from sqlalchemy import BigInteger, bindparam, select, update
 from sqlalchemy.engine import Connection
 from sqlalchemy.sql import ColumnElement
 
 from serving.log.engine import Log
+from serving.log.lookup import Lookup
 from serving.log.schema import coupon_stock as stock
 
 _count: ColumnElement[int] = bindparam("count", type_=BigInteger)
@@ -47,11 +49,15 @@ def declare(log: Log, connection: Connection, pieces: Mapping[str, int | None]) 
 
 def left(log: Log, connection: Connection, coupons: Iterable[str]) -> dict[str, int]:
     """Pieces left of these coupons, as this transaction sees them; only of those with a limit."""
-    statement = select(stock).where(
-        log.among(stock.c.coupon_id, "ids"), stock.c.pieces.is_not(None)
-    )
-    rows = connection.execute(statement, {"ids": log.values(coupons)})
+    rows = _limited(log).rows(connection, ids=log.values(coupons))
     return {row.coupon_id: max(0, row.pieces - row.given) for row in rows}
+
+
+@lru_cache(maxsize=8)
+def _limited(log: Log) -> Lookup:
+    """Asked for every group of requests to a campaign that gives out pieces."""
+    among = log.among(stock.c.coupon_id, "ids")
+    return Lookup(log, select(stock).where(among, stock.c.pieces.is_not(None)))
 
 
 def all_left(connection: Connection) -> dict[str, int]:
