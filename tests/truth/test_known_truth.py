@@ -173,6 +173,8 @@ def test_known_truth_table(world: str, capsys: pytest.CaptureFixture[str]) -> No
         cells = ", ".join(f"{k} {v[0]:.3f} ({reference(world, k):.3f})" for k, v in means.items())
         print(f"\n{world}: RMSE (held to): {cells}", flush=True)
     for name, (rmse, mean) in means.items():
-        assert rmse <= 1.25 * reference(world, name) + 0.01, name
+        # An average is itself learned: of 4,000 rows and 8,000 of control its error is .027.
+        spare = 0.05 if BESIDES.get(name) == "constant" else 0.01
+        assert rmse <= 1.25 * reference(world, name) + spare, name
         if world == "null" and name in IN_TABLE:
             assert abs(mean) < 0.02, name
