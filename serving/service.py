@@ -7,6 +7,7 @@ import hmac
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -113,8 +114,12 @@ class Service:
         self.log.close()
 
     async def warm_up(self) -> None:
-        """Let the writer begin, with a transaction that a decision would make."""
+        """Let the writer begin, with a transaction that a decision would make, and open what the
+        event loop reads by itself."""
         await self.change(partial(_touch, self.log))
+        if not self.log.postgres:
+            with suppress(LogUnavailable):
+                self._near.view(self._reading_now.store.last_decided)
 
     # Decisions
 
