@@ -39,7 +39,7 @@ def test_without_its_log_nothing_is_offered_and_dry_runs_go_on(client: Client) -
     dry = post(client, asked(*IDS[:20], dry_run=True))
     assert dry.status_code == 200
     assert dry.json()["decisions"] == preview
-    # A few are answered in the event loop, else as many.
+    # Again and again, on whatever connection there is.
     for _ in range(2):
         few = post(client, asked(*IDS[:2], dry_run=True))
         assert few.json()["decisions"] == preview[:2]
