@@ -7,6 +7,7 @@ import hmac
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -26,6 +27,7 @@ from serving.log.engine import REVISION, Log, LogUnavailable
 from serving.log.jobs import Jobs
 from serving.log.kept import Kept
 from serving.log.keys import OPEN, Key, authenticate, every
+from serving.log.rounds import Rounds
 from serving.log.schema import facts
 from serving.log.store import hold_salt
 from serving.log.writer import Expired, GroupThread, Stopped
@@ -40,6 +42,8 @@ HEALTH_SECONDS = 1.0
 MISSES = 3
 SWEEP_SECONDS = 600.0
 TRIES = 5
+# Dry runs of so many customers are answered in the event loop.
+FEW = 4
 T = TypeVar("T")
 Change = Callable[[Connection], Any]
 log = logging.getLogger("serving")
@@ -60,12 +64,14 @@ class Service:
     def __post_init__(self) -> None:
         self.campaigns = Campaigns(self.log)
         self._writing = Desk(self.log)
-        self._reading = Desk(self.log)
+        self._reading, self._reading_now = Desk(self.log), Desk(self.log)
         self.writer: GroupThread[Ask | Change] = GroupThread(
             "log-writer", self._write, common=(LogUnavailable,), turn=self.log.my_turn
         )
         self._kept = Kept(self.log.reading)
         self.reader: GroupThread[Ask | Change] = GroupThread("log-reader", self._read)
+        self._near = Kept(self.log.glancing)
+        self._rounds: Rounds[Ask | Change] = Rounds(self._read_now, self.reader)
         self._rules: dict[str, Rules] = {}
         self._owners: dict[str, Scorer] = {}
         self._reading_rules: dict[tuple[object, str, int], asyncio.Future[Rules]] = {}
@@ -97,18 +103,23 @@ class Service:
             self._keys = every(connection)
         self._keys_until = time.monotonic() + KEYS_SECONDS
         self._writing = Desk(self.log, last)
-        self._reading = Desk(self.log, last)
+        self._reading, self._reading_now = Desk(self.log, last), Desk(self.log, last)
 
     def close(self) -> None:
         """Finish what waits, then let go of the database."""
         self.writer.stop()
         self.reader.stop()
         self._kept.close()
+        self._near.close()
         self.log.close()
 
     async def warm_up(self) -> None:
-        """Let the writer begin, with a transaction that a decision would make."""
+        """Let the writer begin, with a transaction that a decision would make, and open what the
+        event loop reads by itself."""
         await self.change(partial(_touch, self.log))
+        if not self.log.postgres:
+            with suppress(LogUnavailable):
+                self._near.view(self._reading_now.store.last_decided)
 
     # Decisions
 
@@ -121,9 +132,13 @@ class Service:
             rules = await self.rules(scorer, campaign_id)
             wanted = ask(rules)
             rows = len(wanted.customers)
-            thread = self.reader if wanted.dry_run else self.writer
+            way: Rounds[Ask | Change] | GroupThread[Ask | Change] = self.writer
+            if wanted.dry_run:
+                # SQLite is read in this process; to ask another one may take its time.
+                now = rows <= FEW and not self.log.postgres
+                way = self._rounds if now else self.reader
             try:
-                answer: Answer = await thread.do(wanted, 2.0 if rows <= 100 else 10.0)
+                answer: Answer = await way.do(wanted, 2.0 if rows <= 100 else 10.0)
             except RulesOutdated:
                 self._rules.pop(campaign_id, None)
                 continue
@@ -195,6 +210,11 @@ class Service:
             answers = self._reading.preview(None, asks)
         found, rest = iter(answers), iter(others)
         return [next(found) if isinstance(work, Ask) else next(rest) for work in works]
+
+    def _read_now(self, works: Sequence[Ask | Change]) -> list[Any]:
+        """Answers to dry runs of few customers. Raises LogUnavailable."""
+        asks = [work for work in works if isinstance(work, Ask)]
+        return self._near.view(lambda connection: self._reading_now.preview(connection, asks))
 
     def _sweep(self) -> None:
         """Now and then: free what expired offers reserved, forget old requests. Apart from the

@@ -44,11 +44,13 @@ class LogUnavailable(Exception):
 @dataclass(frozen=True)
 class Log:
     """An opened decision log. `writing` begins transactions that hold the write lock; `reading`
-    never waits for one. The URL may hold a password and never stands in `repr`."""
+    never waits for one; `glancing` is the same, but of a file it waits for nobody at all.
+    The URL may hold a password and never stands in `repr`."""
 
     url: URL = field(repr=False)
     writing: Engine = field(repr=False)
     reading: Engine = field(repr=False)
+    glancing: Engine = field(repr=False)
     turn: Turn | None = field(default=None, repr=False)
     """Where writers wait for each other more evenly than in the database."""
 
@@ -89,6 +91,7 @@ class Log:
     def close(self) -> None:
         self.writing.dispose()
         self.reading.dispose()
+        self.glancing.dispose()
         if self.turn is not None:
             self.turn.close()
 
@@ -196,7 +199,7 @@ def _postgres(url: URL) -> Log:
             "-c timezone=UTC",
         },
     )
-    return Log(url, engine, engine)
+    return Log(url, engine, engine, engine)
 
 
 def _sqlite(url: URL) -> Log:
@@ -205,10 +208,10 @@ def _sqlite(url: URL) -> Log:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
         turn = Turn(f"{url.database}-turn", TURN_SECONDS)
 
-    def engine(begin: str, *pragmas: str) -> Engine:
+    def engine(begin: str, *pragmas: str, seconds: float = BUSY_SECONDS) -> Engine:
         made = create_engine(
             url,
-            connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
+            connect_args={"timeout": seconds, "check_same_thread": False},
             pool_size=4,
             hide_parameters=True,
         )
@@ -236,6 +239,7 @@ def _sqlite(url: URL) -> Log:
         url,
         engine("BEGIN IMMEDIATE", "journal_mode=WAL"),
         engine("BEGIN", "query_only=ON"),
+        engine("BEGIN", "query_only=ON", seconds=0.0),
         turn,
     )
 
