@@ -18,15 +18,60 @@ from contextlib import contextmanager, suppress
 LOOK_SECONDS = 0.0003
 
 
+class Gate:
+    """A lock on a file, of all processes that name the same one; one that ends gives it back,
+    however it ends."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.file: int | None = None
+
+    def take(self, until: float) -> bool:
+        """Whether the lock came before a moment of the monotonic clock."""
+        if self.file is None:
+            try:
+                self.file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError:  # SQLite says what is wrong with the place
+                return False
+        while True:
+            try:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    return False
+                time.sleep(LOOK_SECONDS)
+            except OSError:  # a file system without locks
+                return False
+
+    def give(self) -> None:
+        """Give the lock back."""
+        if self.file is not None:
+            try:
+                fcntl.flock(self.file, fcntl.LOCK_UN)
+            except OSError:  # closed, it is let go of for sure
+                self.forget()
+
+    def forget(self) -> None:
+        """Let go of the file; the next look opens it again."""
+        if self.file is not None:
+            with suppress(OSError):
+                os.close(self.file)
+            self.file = None
+
+
 class Turn:
-    """The turn to write, of all threads and processes that name the same file. A process that ends
-    gives it back, however it ends."""
+    """The turn to write, of all threads and processes that name the same file.
+
+    Two gates: who waits stands at the first, and who has just had a turn comes after him. At one
+    gate alone, who leaves would be back before the others look again, many times over.
+    """
 
     def __init__(self, path: str, seconds: float) -> None:
-        self._path, self._seconds = path, seconds
+        self._seconds = seconds
         self._mine = threading.RLock()
         self._depth = 0
-        self._file: int | None = None
+        self._next, self._gate = Gate(f"{path}-next"), Gate(path)
 
     @contextmanager
     def taken(self) -> Iterator[None]:
@@ -42,39 +87,22 @@ class Turn:
             try:
                 yield
             finally:
-                if held and self._file is not None:
-                    try:
-                        fcntl.flock(self._file, fcntl.LOCK_UN)
-                    except OSError:  # closed, it is let go of for sure
-                        self._forget()
+                if held:
+                    self._gate.give()
         finally:
             self._depth -= 1
             self._mine.release()
 
     def _take(self, until: float) -> bool:
-        if self._file is None:
-            try:
-                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            except OSError:  # SQLite says what is wrong with the place
-                return False
-        while True:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    return False
-                time.sleep(LOOK_SECONDS)
-            except OSError:  # a file system without locks
-                return False
+        if not self._next.take(until):
+            return False
+        try:
+            return self._gate.take(until)
+        finally:
+            self._next.give()
 
     def close(self) -> None:
-        """Let go of the file; the next turn opens it again."""
+        """Let go of the files; the next turn opens them again."""
         with self._mine:
-            self._forget()
-
-    def _forget(self) -> None:
-        if self._file is not None:
-            with suppress(OSError):
-                os.close(self._file)
-            self._file = None
+            self._next.forget()
+            self._gate.forget()

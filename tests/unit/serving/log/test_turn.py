@@ -70,6 +70,30 @@ def test_who_waits_goes_on_soon_after_the_turn_is_given_back(path: str) -> None:
     second.close()
 
 
+def test_who_waits_comes_before_who_has_just_had_a_turn(path: str) -> None:
+    first, second = Turn(path, 10.0), Turn(path, 10.0)
+    order: list[str] = []
+    began = threading.Event()
+
+    def wait() -> None:
+        began.set()
+        with second.taken():
+            order.append("second")
+
+    with first.taken():
+        thread = threading.Thread(target=wait)
+        thread.start()
+        began.wait(10)
+        time.sleep(0.1)
+    # Nobody else runs between these two lines: without a second gate it would be the first's again.
+    with first.taken():
+        order.append("first")
+    thread.join(10)
+    assert order == ["second", "first"]
+    first.close()
+    second.close()
+
+
 def test_a_turn_that_never_comes_holds_nobody_up_for_long(path: str) -> None:
     first, second = Turn(path, 10.0), Turn(path, 0.1)
     with first.taken():
@@ -126,9 +150,9 @@ def test_a_turn_that_cannot_be_given_back_is_let_go_of(tmp_path: Path) -> None:
     path = str(tmp_path / "log.db-turn")
     turn, other = Turn(path, 10.0), Turn(path, 10.0)
     with turn.taken():
-        assert turn._file is not None
-        os.close(turn._file)
-    assert turn._file is None
+        assert turn._gate.file is not None
+        os.close(turn._gate.file)
+    assert turn._gate.file is None
     with other.taken():
         assert turn._take(time.monotonic()) is False
     with turn.taken():
