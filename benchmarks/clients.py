@@ -71,10 +71,16 @@ def drive(
         content = body(number)
         return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
+    # What can be made before it is due is made before, and nothing is looked up that is known.
+    ready = [request(number) for number in range(round(rate * (lead + seconds)) + 1 if rate else 0)]
     free = deque(socket.create_connection(address) for _ in range(connections))
+    known = {connection.fileno(): connection for connection in free}
+    poll = select.epoll()
+    for number in known:
+        poll.register(number, select.EPOLLIN)
     asked: dict[socket.socket, tuple[float, bytearray]] = {}
     took: list[float] = []
-    sent, failed, following = 0, 0, request(0)
+    sent, failed = 0, 0
     gc.disable()  # Of the models in this process: to look through them takes longer than an answer.
     begin = time.perf_counter() + 0.05
     try:
@@ -86,33 +92,42 @@ def drive(
                 connection = free.popleft()
                 asked[connection] = (due, bytearray())
                 with suppress(OSError):  # its answer will be missing
-                    connection.sendall(following)
+                    connection.sendall(ready[sent] if sent < len(ready) else request(sent))
                 sent += 1
-                following = request(sent)
                 continue
             if over and not asked:
                 return took, failed
             pause = due - now if free and not over else ANSWER_SECONDS
-            ready, _, _ = select.select(list(asked), [], [], pause)
-            if not ready and pause == ANSWER_SECONDS:
+            found = poll.poll(pause)
+            if not found and pause == ANSWER_SECONDS:
                 return took, failed + len(asked)
-            for connection in ready:
-                due, answer = asked[connection]
-                status = _received(connection, answer)
-                if status is None:
-                    continue
-                del asked[connection]
-                if status == b"200":
-                    if due >= begin + lead:
-                        took.append(1000 * (time.perf_counter() - due))
+            for number, _ in found:
+                connection = known[number]
+                if connection not in asked:  # ended by the server while it was free
+                    status: bytes | None = b""
+                    free.remove(connection)
                 else:
-                    failed += 1
+                    due, answer = asked[connection]
+                    status = _received(connection, answer)
+                    if status is None:
+                        continue
+                    del asked[connection]
+                    if status == b"200":
+                        if due >= begin + lead:
+                            took.append(1000 * (time.perf_counter() - due))
+                    else:
+                        failed += 1
                 if not status:
+                    poll.unregister(number)
+                    del known[number]
                     connection.close()
                     connection = socket.create_connection(address)
+                    known[connection.fileno()] = connection
+                    poll.register(connection.fileno(), select.EPOLLIN)
                 free.append(connection)
     finally:
         gc.enable()
+        poll.close()
         for connection in (*free, *asked):
             connection.close()
 
@@ -129,9 +144,12 @@ def _received(connection: socket.socket, answer: bytearray) -> bytes | None:
     end = answer.find(b"\r\n\r\n")
     if end < 0:
         return None
-    size = re.search(rb"content-length: (\d+)", answer[:end], re.IGNORECASE)
+    size = _SIZE.search(answer, 0, end + 2)
     whole = end + 4 + (int(size[1]) if size else 0)
     return bytes(answer[9:12]) if len(answer) >= whole else None
+
+
+_SIZE = re.compile(rb"content-length: (\d+)\r", re.IGNORECASE)
 
 
 def in_turn(url: str, bodies: Sequence[bytes]) -> list[float]:

@@ -1,4 +1,5 @@
-"""Servers for the benchmark of serving, in processes of their own: ours, and a bare route.
+"""Servers for the benchmark of serving, in processes of their own: ours, and a bare route. Of both
+each worker is bound to a core, as with `python -m serving api --bind`.
 
 Usage: python -m benchmarks.listener --port P --workers W [--size BYTES]
 """
@@ -17,14 +18,14 @@ NAME = "scoring"
 PATH = "/v1/decisions"
 
 
-def _bare(door: socket.socket, content: bytes) -> None:
+def _bare(door: socket.socket, content: bytes, number: int) -> None:
     import uvicorn
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.routing import Route
 
-    from serving.door import SharingServer
+    from serving.door import SharingServer, bind
 
     async def answer(request: Request) -> Response:
         await request.body()
@@ -35,19 +36,28 @@ def _bare(door: socket.socket, content: bytes) -> None:
 
     app = Starlette(routes=[Route(PATH, answer, methods=["POST"]), Route("/readyz", ready)])
     settings = uvicorn.Config(
-        app, access_log=False, log_level="warning", server_header=False, limit_concurrency=4096
+        app,
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=4096,
     )
+    bind(number)
     SharingServer(settings).run([door])
 
 
-def _ours(door: socket.socket, workers: int) -> None:
+def _ours(door: socket.socket, workers: int, number: int) -> None:
     from features.config import load_config
     from serving.limits import Quota
     from serving.workers import Start, serve
     from serving.workers import prepare as prepared
 
     config = load_config(f"{NAME}.yaml", [])
-    start = Start(f"{NAME}.yaml", (), "127.0.0.1", door.getsockname()[1], workers, 0.0)
+    port = door.getsockname()[1]
+    start = Start(
+        f"{NAME}.yaml", (), "127.0.0.1", port, workers, 0.0, number=number, bound=True
+    )  # fmt: skip
     holder = prepared(config, start)
     holder.open().quota = Quota(10**9, 10**9)
     serve(holder, start, door, lambda: None)
@@ -61,7 +71,7 @@ def listen(port: int, workers: int, size: int) -> int:
     with open_door("127.0.0.1", port) as door:
         target: Callable[..., None] = _bare if size else _ours
         told: Any = b"x" * size if size else workers
-        processes = [context.Process(target=target, args=(door, told)) for _ in range(workers)]
+        processes = [context.Process(target=target, args=(door, told, i)) for i in range(workers)]
 
         def stop(*_: object) -> None:
             for process in processes:

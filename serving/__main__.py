@@ -78,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     api.add_argument("--host", default="127.0.0.1", help="other than loopback needs API keys")
     api.add_argument("--workers", type=int, default=1, help="processes; one per core")
     api.add_argument(
+        "--bind", action="store_true", help="each worker to one core, where nothing else is to run"
+    )
+    api.add_argument(
         "--drain-seconds",
         type=float,
         default=5.0,
@@ -198,6 +201,13 @@ def _api(config: Config, options: argparse.Namespace) -> int:
         raise ConfigError(
             "--workers", expected="1 or more", found=str(options.workers), remedy="One per core."
         )
+    if options.bind and not hasattr(os, "sched_setaffinity"):
+        raise ConfigError(
+            "--bind",
+            expected="a system that binds processes to cores",
+            found=sys.platform,
+            remedy="Leave it out.",
+        )
     from serving.workers import Start, run
 
     return run(
@@ -210,6 +220,7 @@ def _api(config: Config, options: argparse.Namespace) -> int:
             options.workers,
             options.drain_seconds,
             options.jobs,
+            bound=options.bind,
         ),
     )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Sequence
 
@@ -38,6 +39,15 @@ def open_door(host: str, port: int) -> socket.socket:
     return door
 
 
+def bind(number: int) -> None:
+    """Keep this thread, and those that it starts, on one of the cores that the process may use.
+
+    The threads of a worker wait for each other anyway; two workers that the system puts on one core
+    for some milliseconds answer late."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[number % len(cores)]})
+
+
 class SharingServer(uvicorn.Server):
     """A worker that leaves the others their part of the connections at a shared door: it takes one
     and then looks away for PAUSE_SECONDS. Who is awake would otherwise take all that come."""
@@ -60,17 +70,23 @@ class SharingServer(uvicorn.Server):
 
     async def _take(self, door: socket.socket) -> None:
         loop = asyncio.get_running_loop()
+        owed = 1  # a busy loop comes back late from its pause, and makes up for it
         while True:
             pause = PAUSE_SECONDS
             try:
-                connection, _ = await loop.sock_accept(door)
-                await loop.connect_accepted_socket(self._protocol, connection)
-            except ConnectionError:  # it has gone again
+                taken, _ = await loop.sock_accept(door)
+                await loop.connect_accepted_socket(self._protocol, taken)
+                for _ in range(owed - 1):
+                    taken, _ = door.accept()
+                    await loop.connect_accepted_socket(self._protocol, taken)
+            except (BlockingIOError, ConnectionError):  # none waits; it has gone again
                 pass
             except Exception as error:
                 log.error("a connection could not be taken: %s", error)
                 pause = ERROR_SECONDS
+            began = loop.time()
             await asyncio.sleep(pause)
+            owed = max(1, int((loop.time() - began) / pause))
 
     def _protocol(self) -> asyncio.Protocol:
         made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]

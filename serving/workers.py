@@ -27,7 +27,7 @@ import uvicorn
 
 from features.config import Config, load_config
 from serving.app import create_app
-from serving.door import BACKLOG, SharingServer, open_door
+from serving.door import BACKLOG, SharingServer, bind, open_door
 from serving.gate import Holder
 from serving.jobs_process import Beside
 from serving.limits import SharedQuota
@@ -67,6 +67,8 @@ class Start:
     counts: str = ""
     """The file in which several workers count what keys ask; `number`: which worker this is."""
     number: int = 0
+    bound: bool = False
+    """Each worker stays on a core of its own."""
 
     @property
     def loopback(self) -> bool:
@@ -211,12 +213,15 @@ def serve(
         log_level="warning",
         ws="none",
         server_header=False,
+        proxy_headers=False,  # nothing asks who the client is
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_SECONDS,
         timeout_graceful_shutdown=FINISH_SECONDS,
         limit_concurrency=4096,
     )
     sys.setswitchinterval(SWITCH_SECONDS)
+    if start.bound:
+        bind(start.number)
     lines, requests = Lines(), logging.getLogger("serving.requests")
     requests.addHandler(lines)
     requests.propagate = False

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -20,7 +21,13 @@ import msgspec
 from sqlalchemy import Engine, bindparam, create_engine, event, func, inspect, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    DisconnectionError,
+    NoSuchModuleError,
+    OperationalError,
+)
 from sqlalchemy.sql import ColumnElement
 from sqlalchemy.sql import text as sql
 from sqlalchemy.sql.schema import Column, Table
@@ -35,6 +42,8 @@ REVISION = "r0003"
 BUSY_SECONDS = 10.0
 # Less than a decision may wait: a turn that never comes must not cost it its answer.
 TURN_SECONDS = 0.5
+# A connection that was not used for so long is asked whether it still stands.
+RESTED_SECONDS = 1.0
 
 
 class LogUnavailable(Exception):
@@ -190,7 +199,6 @@ def _postgres(url: URL) -> Log:
         pool_size=4,
         max_overflow=4,
         pool_timeout=2,
-        pool_pre_ping=True,
         # Errors are logged, and parameters hold customer ids.
         hide_parameters=True,
         connect_args={
@@ -199,7 +207,27 @@ def _postgres(url: URL) -> Log:
             "-c timezone=UTC",
         },
     )
+    _ping_what_rested(engine)
     return Log(url, engine, engine, engine)
+
+
+def _ping_what_rested(engine: Engine) -> None:
+    """Ask a connection of the pool whether it still stands before it is used again, unless it was
+    used a moment ago: under load that would be one more round trip for every transaction."""
+
+    @event.listens_for(engine, "checkin")
+    def given_back(_: Any, record: Any) -> None:
+        record.info["used"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def taken(connection: Any, record: Any, _: Any) -> None:
+        used = record.info.get("used")  # nothing of a new one
+        if used is None or time.monotonic() - used < RESTED_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise DisconnectionError from error  # the pool takes another one
 
 
 def _sqlite(url: URL) -> Log:

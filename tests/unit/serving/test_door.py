@@ -113,6 +113,34 @@ def test_a_worker_that_took_one_connection_leaves_the_next_to_others(
         serving(door, look)
 
 
+def test_a_busy_worker_makes_up_for_the_pauses_that_it_overslept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serving.door.PAUSE_SECONDS", 0.05)
+    with ExitStack() as stack:
+        door = stack.enter_context(open_door("127.0.0.1", 0))
+        door.listen(BACKLOG)
+        for _ in range(30):
+            stack.enter_context(socket.create_connection(door.getsockname()))
+
+        async def look(server: SharingServer) -> None:
+            taken = server.server_state.connections
+            while not taken:
+                await asyncio.sleep(0)
+            for _ in range(10):  # until it pauses
+                await asyncio.sleep(0)
+            time.sleep(0.6)  # an answer that takes long: twelve pauses
+            awake = time.monotonic()
+            while len(taken) < 12:
+                await asyncio.sleep(0)
+            assert time.monotonic() - awake < 0.3, "one after each pause would take 0.55"
+            for each in list(taken):
+                each.transport.close()
+            await asyncio.sleep(0)
+
+        serving(door, look)
+
+
 def test_a_connection_that_is_gone_and_an_error_keep_nobody_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

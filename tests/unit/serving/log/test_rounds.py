@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sqlalchemy.sql import text as sql
 from serving.log.engine import BUSY_SECONDS, Log, LogUnavailable, open_log
 from serving.log.kept import Kept
 from serving.log.migrate import upgrade
-from serving.log.rounds import Rounds
+from serving.log.rounds import APART_SECONDS, Rounds
 from serving.log.schema import facts
 from serving.log.writer import GroupThread
 from tests.unit.serving.answering import asked, post, serving
@@ -216,3 +217,28 @@ def test_dry_runs_of_few_are_the_same_in_the_loop_as_in_the_thread(shop: Shop, u
         assert [one | {"index": i} for i, one in enumerate(single)] == together
         assert [one["sticky_hit"] for one in single] == [d["sticky_hit"] for d in together]
         assert any(one["sticky_hit"] for one in single), [d["reason"] for d in single]
+
+
+def test_groups_begin_apart_so_that_more_are_done_together() -> None:
+    began: list[tuple[float, int]] = []
+
+    def handle(works: Sequence[int]) -> list[int]:
+        began.append((time.monotonic(), len(works)))
+        return list(works)
+
+    rounds = Rounds(handle, GroupThread("unused", handle))
+
+    async def run() -> None:
+        assert await asyncio.gather(rounds.do(1, 1.0), rounds.do(2, 1.0)) == [1, 2]
+        first = asyncio.ensure_future(rounds.do(3, 1.0))
+        await asyncio.sleep(0.0005)  # some rounds of the loop later, but too soon for a group
+        assert await asyncio.gather(first, rounds.do(4, 1.0)) == [3, 4]
+        assert await rounds.do(5, 1.0) == 5
+        assert await rounds.do(6, 1.0) == 6
+
+    asyncio.run(run())
+    times = [at for at, _ in began]
+    assert [size for _, size in began] == [2, 2, 1, 1]
+    apart = [later - earlier for earlier, later in pairwise(times)]
+    assert min(apart[:2]) >= APART_SECONDS
+    assert apart[2] >= APART_SECONDS / 2
