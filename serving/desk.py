@@ -1,8 +1,7 @@
 """Decisions on the log: what waits is decided together, inserted, charged and only then answered.
 
 Two threads: the writer answers decisions that are logged, after their commit; the reader answers
-dry runs, which change nothing and never wait for a commit. Dry runs of few customers need no thread
-(`serving.log.rounds`).
+dry runs, which change nothing and never wait for a commit. Small ones need none (`log.rounds`).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Any, Generic
 
-from serving.log.writer import GroupThread, Handle, W
+from serving.log.writer import GroupThread, Handle, W, resolve
 
 # A group that takes so long holds up all other requests: then the thread takes over for a while.
 SLOW_SECONDS, AWAY_SECONDS = 0.1, 1.0
@@ -69,10 +69,4 @@ class Rounds(Generic[W]):
                 self._one.release()
         if time.monotonic() - began > SLOW_SECONDS:
             self._away_until = began + AWAY_SECONDS
-        for (_, future), result in zip(group, results, strict=True):
-            if future.done():
-                continue
-            if isinstance(result, Exception):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
+        resolve((future, result) for (_, future), result in zip(group, results, strict=True))

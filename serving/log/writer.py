@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -156,10 +156,11 @@ def _answer(group: Sequence[Waiting[Any]], results: Sequence[Any]) -> None:
         by_loop.setdefault(waiting.loop, []).append((waiting.future, result))
     for loop, answers in by_loop.items():
         with suppress(RuntimeError):  # a loop that has ended meanwhile: nobody is left to answer
-            loop.call_soon_threadsafe(_resolve, answers)
+            loop.call_soon_threadsafe(resolve, answers)
 
 
-def _resolve(answers: list[tuple[asyncio.Future[Any], Any]]) -> None:
+def resolve(answers: Iterable[tuple[asyncio.Future[Any], Any]]) -> None:
+    """Give each future its result, or the exception to raise there; in their own loop."""
     for future, result in answers:
         if future.done():
             continue

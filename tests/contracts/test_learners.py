@@ -25,13 +25,13 @@ from tests.contracts.learner_cases import (
     problem,
 )
 from tests.truth.worlds import draw_arms, problem_of, training_set
+from uplift import nuisances
 from uplift.boosting import CrossFit
 from uplift.contributions import Explainer
 from uplift.effects import EffectModel
 from uplift.errors import DesignError
 from uplift.learners import LEARNERS, causalml_forest, make_learner
 from uplift.learners import base as base_module
-from uplift.learners import x as x_module
 from uplift.nuisances import doubly_robust, realised
 
 pytestmark = pytest.mark.usefixtures("small_forests")
@@ -295,7 +295,7 @@ def test_the_x_learner_gives_the_stubs_their_weights(monkeypatch: pytest.MonkeyP
         model = EffectModel(np.array([1.0 if codes == {0} else 0.0]))
         return CrossFit((model,) * FOLDS, model, 0)
 
-    monkeypatch.setattr(x_module, "cross_fit", stub)
+    monkeypatch.setattr(nuisances, "cross_fit", stub)
     made = make_learner("x").fit(base)
     expected = np.array([0.5, 0.75, 0.75])  # numbers whose means are exact in binary
     assert np.array_equal(made.model.constant, expected)
@@ -314,10 +314,10 @@ def test_the_x_learners_targets_know_nothing_of_the_fold(monkeypatch: pytest.Mon
         return CrossFit((model,) * FOLDS, model, 0)
 
     model = EffectModel(np.zeros(1))
-    monkeypatch.setattr(x_module, "cross_fit", kept)
     clean = problem("money")
     changed = clean.target + (clean.fold == 0) * 1e-3
     moved = problem_of(replace(clean.data, y=changed), SETTINGS, FOLDS)
+    monkeypatch.setattr(nuisances, "cross_fit", kept)
     for made in (clean, moved):
         make_learner("x").fit(made)
     for before, after in zip(seen[:4], seen[4:], strict=True):

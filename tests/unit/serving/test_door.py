@@ -9,8 +9,8 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +56,22 @@ async def ask(door: socket.socket) -> bytes:
         writer.close()
 
 
+@contextmanager
+def crowded(many: int) -> Iterator[socket.socket]:
+    """A door at which so many connections wait."""
+    with ExitStack() as stack:
+        door = stack.enter_context(open_door("127.0.0.1", 0))
+        door.listen(BACKLOG)
+        for _ in range(many):
+            stack.enter_context(socket.create_connection(door.getsockname()))
+        yield door
+
+
 def test_workers_at_one_door_share_connections_that_come_together() -> None:
     many = 64
     taken = [0, 0]
     with ExitStack() as stack:
-        door = stack.enter_context(open_door("127.0.0.1", 0))
-        # They wait at the door before anybody looks.
-        door.listen(BACKLOG)
-        for _ in range(many):
-            stack.enter_context(socket.create_connection(door.getsockname()))
+        door = stack.enter_context(crowded(many))
         together = threading.Barrier(2)
 
         def worker(number: int) -> None:
@@ -95,11 +102,7 @@ def test_a_worker_that_took_one_connection_leaves_the_next_to_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("serving.door.PAUSE_SECONDS", 0.05)
-    with ExitStack() as stack:
-        door = stack.enter_context(open_door("127.0.0.1", 0))
-        door.listen(BACKLOG)
-        for _ in range(8):
-            stack.enter_context(socket.create_connection(door.getsockname()))
+    with crowded(8) as door:
 
         async def look(server: SharingServer) -> None:
             began = time.monotonic()
@@ -117,11 +120,7 @@ def test_a_busy_worker_makes_up_for_the_pauses_that_it_overslept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("serving.door.PAUSE_SECONDS", 0.05)
-    with ExitStack() as stack:
-        door = stack.enter_context(open_door("127.0.0.1", 0))
-        door.listen(BACKLOG)
-        for _ in range(30):
-            stack.enter_context(socket.create_connection(door.getsockname()))
+    with crowded(30) as door:
 
         async def look(server: SharingServer) -> None:
             taken = server.server_state.connections
