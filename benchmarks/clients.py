@@ -98,7 +98,9 @@ def drive(
             if over and not asked:
                 return took, failed
             pause = due - now if free and not over else ANSWER_SECONDS
-            found = poll.poll(pause)
+            # epoll itself waits for whole milliseconds; what is due must not wait for one.
+            select.select([poll], [], [], pause)
+            found = poll.poll(0)
             if not found and pause == ANSWER_SECONDS:
                 return took, failed + len(asked)
             for number, _ in found:

@@ -24,7 +24,7 @@ from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
-    DisconnectionError,
+    InvalidatePoolError,
     NoSuchModuleError,
     OperationalError,
 )
@@ -227,7 +227,7 @@ def _ping_what_rested(engine: Engine) -> None:
         try:
             engine.dialect.do_ping(connection)
         except engine.dialect.loaded_dbapi.Error as error:
-            raise DisconnectionError from error  # the pool takes another one
+            raise InvalidatePoolError from error  # the others were opened before, and are lost too
 
 
 def _sqlite(url: URL) -> Log:

@@ -33,8 +33,8 @@ class Kept:
         fresh = self._connection is None
         try:
             return self._once(work)
-        except LogUnavailable:
-            if fresh:
+        except LogUnavailable as error:
+            if fresh or not getattr(error.__cause__, "connection_invalidated", False):
                 raise
         return self._once(work)
 
