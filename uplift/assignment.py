@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from uplift.boosting import Binned, Settings
+from uplift.cores import each
 from uplift.data import BoolArray, Float32Array, FloatArray, IntArray, TrainingSet
-from uplift.response import ResponseModel, fit_response
+from uplift.response import FittedResponse, ResponseModel, fit_response
 
 # An estimated probability is clipped; a known one never.
 CLIP = 0.01
@@ -44,18 +45,13 @@ def estimate_assignment(
     """Fit P(arm | x) out of fold; `binned` and `fold` are of the rows of `data`. An arm with
     probability 0 in `data.assignment` stays impossible for the row."""
     rows = np.arange(len(data))
-    fits = [
-        fit_response(
-            binned,
-            data.X,
-            rows,
-            (data.arm == k).astype(float),
-            fold,
-            settings,
-            weight=data.weight_of(rows),
-        )
-        for k in range(data.n_arms + 1)
-    ]
+    weight = data.weight_of(rows)
+
+    def fit_arm(k: int) -> FittedResponse:
+        drawn = (data.arm == k).astype(float)
+        return fit_response(binned, data.X, rows, drawn, fold, settings, weight=weight)
+
+    fits = each(settings.threads, fit_arm, range(data.n_arms + 1))
     possible = data.assignment > 0
     shares = _shares(np.column_stack([fit.oof for fit in fits]), possible)
     low = ((shares < CLIP) & possible).any(axis=1)

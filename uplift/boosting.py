@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import lightgbm as lgb
 import numpy as np
 
+from uplift.cores import at_once, each, own_threads
 from uplift.data import Float32Array, FloatArray, IntArray
 from uplift.effects import BoosterTerm, EffectModel
 
 # As many as the core set has.
 FEW_FEATURES = 20
+ROUNDS_AT_A_TIME = 10
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Settings:
             "feature_fraction": self.feature_fraction,
             "lambda_l2": self.lambda_l2,
             "seed": self.seed,
-            "num_threads": self.threads,
+            "num_threads": own_threads(self.threads),
             "deterministic": True,
             "force_row_wise": True,
             "verbosity": -1,
@@ -86,6 +88,27 @@ class Fold:
         return float(len(self.held) if self.held_weight is None else self.held_weight.sum())
 
 
+@dataclass
+class _Growing:
+    """A booster that grows; `size` is what its held-out rows weigh."""
+
+    booster: lgb.Booster
+    size: float
+    loss: float = np.nan
+    ended: bool = False
+
+    def grow(self, rounds: int) -> list[float]:
+        """Up to so many trees more; the loss on the held-out rows after each, summed over them."""
+        losses = []
+        for _ in range(rounds):
+            # LightGBM ends early when no split is left; its last loss then stands.
+            self.ended = self.ended or self.booster.update()
+            if not self.ended or np.isnan(self.loss):
+                self.loss = self.booster.eval_valid()[0][2]
+            losses.append(self.size * self.loss)
+        return losses
+
+
 class Binned:
     """A feature matrix whose histogram bins were found once.
 
@@ -98,7 +121,7 @@ class Binned:
             categorical_feature=categorical,
             params={
                 "verbosity": -1,
-                "num_threads": threads,
+                "num_threads": own_threads(threads),
                 "feature_pre_filter": False,
                 "min_data_in_bin": 3,
                 "force_row_wise": True,
@@ -106,6 +129,8 @@ class Binned:
             },
         )
         self._data.construct()
+        # Its parts take the number of threads from here, and they may be made side by side.
+        self._data.params = {**(self._data.params or {}), "num_threads": 1}
 
     def fit(
         self,
@@ -131,29 +156,29 @@ class Binned:
         fifth of `settings.rounds` (at least 10): what is learned of effects is soon exhausted, and
         most of the time would go into trees that are thrown away.
         """
-        boosters, sizes = [], []
-        for fold in folds:
+
+        def plant(fold: Fold) -> _Growing:
             train = self._subset(fold.rows, fold.target, fold.weight)
             booster = lgb.Booster(settings.params(_objective(binary)), train)
             booster.add_valid(self._subset(fold.held, fold.held_target, fold.held_weight), "held")
-            boosters.append(booster)
-            sizes.append(fold.size)
-        growing = [True] * len(boosters)
-        losses = np.full(len(boosters), np.nan)
+            return _Growing(booster, fold.size)
+
+        growing = each(settings.threads, plant, folds)
+        terms = [BoosterTerm(one.booster, _link(binary)) for one in growing]
+        # Side by side they are grown by some rounds at a time, of which the last may be too many.
+        block = ROUNDS_AT_A_TIME if at_once(settings.threads, len(folds)) > 1 else 1
         lines: list[FloatArray] = []
         curve: list[float] = []
         patience = max(10, settings.rounds // 5)
-        while len(curve) < settings.rounds and any(growing):
-            for f, booster in enumerate(boosters):
-                # LightGBM ends early when no split is left; its last loss then stands.
-                growing[f] = growing[f] and not booster.update()
-                if growing[f] or np.isnan(losses[f]):
-                    losses[f] = booster.eval_valid()[0][2]
-            lines.append(np.array(sizes) * losses)
-            curve.append(float(lines[-1].sum()))
-            if len(curve) - 1 - int(np.argmin(curve)) >= patience:
-                break
-        return [BoosterTerm(booster, _link(binary)) for booster in boosters], np.asarray(lines)
+        while len(curve) < settings.rounds and not all(one.ended for one in growing):
+            more = min(block, settings.rounds - len(curve))
+            grown = each(settings.threads, partial(_Growing.grow, rounds=more), growing)
+            for line in np.transpose(grown):
+                lines.append(line)
+                curve.append(float(line.sum()))
+                if len(curve) - 1 - int(np.argmin(curve)) >= patience:
+                    return terms, np.asarray(lines)
+        return terms, np.asarray(lines)
 
     def _subset(self, rows: IntArray, target: FloatArray, weight: FloatArray | None) -> lgb.Dataset:
         order = np.argsort(rows, kind="stable")  # LightGBM wants ascending positions

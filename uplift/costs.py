@@ -14,6 +14,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from uplift.boosting import Binned, Settings, cross_fit
+from uplift.cores import each
 from uplift.data import BoolArray, FloatArray, IntArray, TrainingSet
 from uplift.effects import EffectModel
 from uplift.nuisances import stack
@@ -35,19 +36,19 @@ class FittedCosts:
 
 def fit_costs(data: TrainingSet, binned: Binned, fold: IntArray, settings: Settings) -> FittedCosts:
     """Fit the cost of each of K arms, currency."""
-    oof = np.empty((len(data), data.n_arms))
-    models, ratios = [], np.ones(data.n_arms)
-    for k in range(1, data.n_arms + 1):
+
+    def fit_arm(k: int) -> tuple[FloatArray, EffectModel, float]:
         rows = np.flatnonzero(data.arm == k)
         weight = data.weight_of(rows)
         fitted = cross_fit(binned, rows, data.cost[rows], fold, settings, weight=weight)
         predicted = np.maximum(fitted.out_of_fold(data.X, fold, settings.threads), 0)
         total = data.weight[rows] @ predicted[rows]
-        if total > 0:
-            ratios[k - 1] = data.weight[rows] @ data.cost[rows] / total
-        oof[:, k - 1] = predicted * ratios[k - 1]
-        models.append(fitted.full.scaled(ratios[k - 1]))
-    return FittedCosts(oof, stack(models), ratios)
+        ratio = float(data.weight[rows] @ data.cost[rows] / total) if total > 0 else 1.0
+        return predicted * ratio, fitted.full.scaled(ratio), ratio
+
+    arms = range(1, data.n_arms + 1)
+    columns, models, ratios = zip(*each(settings.threads, fit_arm, arms), strict=True)
+    return FittedCosts(np.column_stack(columns), stack(models), np.array(ratios))
 
 
 def unchanged(arms: int) -> FloatArray:

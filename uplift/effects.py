@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import lightgbm as lgb
 import numpy as np
 
+from uplift.cores import own_threads
 from uplift.data import BoolArray, Float32Array, FloatArray, IntArray
 from uplift.errors import BundleError
 
@@ -65,10 +66,9 @@ class BoosterTerm:
             tail = np.tile(np.asarray(self.appended, dtype=np.float32), (len(X), 1))
             X = np.hstack([X, tail])
         # Predicting with the settings of one call changed for another is not thread-safe in
-        # LightGBM, so `num_threads` is the only one and never differs within a process.
-        raw = np.asarray(
-            self.booster.predict(X, raw_score=True, num_threads=threads), dtype=np.float64
-        )
+        # LightGBM, so `num_threads` is the only one, and the same for all who work beside others.
+        own = own_threads(threads)
+        raw = np.asarray(self.booster.predict(X, raw_score=True, num_threads=own), dtype=np.float64)
         return sigmoid(raw) if self.link == "sigmoid" else raw
 
     def files(self) -> tuple[str, bytes]:

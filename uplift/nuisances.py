@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from uplift.boosting import Binned, CrossFit, Settings, cross_fit, mean_of
+from uplift.cores import each
 from uplift.data import BoolArray, Float32Array, FloatArray, IntArray, TrainingSet
 from uplift.effects import EffectModel, TermValues
 from uplift.errors import DesignError
@@ -73,12 +74,11 @@ class Problem:
         valid: tuple[IntArray, FloatArray, FloatArray | None] | None = None,
     ) -> CrossFit:
         """`cross_fit` of an effect itself on the features."""
-        return mean_of(
-            [
-                cross_fit(self.binned, rows, target, self.fold, way, weight=weight, valid=valid)
-                for way in self.effect_settings
-            ]
-        )
+
+        def one(way: Settings) -> CrossFit:
+            return cross_fit(self.binned, rows, target, self.fold, way, weight=weight, valid=valid)
+
+        return mean_of(each(self.settings.threads, one, self.effect_settings))
 
     @cached_property
     def beside_arms(self) -> Binned:
@@ -150,15 +150,15 @@ def prepare(
     monotone = dict(monotone or {})
     _check_monotone(data, monotone)
     binary = bool(np.isin(target, (0.0, 1.0)).all())
-    n, arms = len(data), data.n_arms + 1
-    mu = np.empty((n, arms))
-    fits = []
-    for k in range(arms):
+
+    def fit_arm(k: int) -> tuple[CrossFit, FloatArray]:
         rows = np.flatnonzero(data.arm == k)
         weight = data.weight_of(rows)
         fitted = cross_fit(binned, rows, target[rows], fold, settings, weight=weight, binary=binary)
-        mu[:, k] = fitted.out_of_fold(data.X, fold, settings.threads)
-        fits.append(fitted)
+        return fitted, fitted.out_of_fold(data.X, fold, settings.threads)
+
+    fits, columns = zip(*each(settings.threads, fit_arm, range(data.n_arms + 1)), strict=True)
+    mu = np.column_stack(columns)
     means, full = side_by_side(fits)
     shares = realised(data.assignment, data.arm, data.weight)
     gamma = doubly_robust(mu, shares, data.arm, target)

@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from uplift.boosting import CrossFit
+from uplift.cores import each
 from uplift.data import FloatArray, IntArray
 from uplift.effects import EffectModel
 from uplift.errors import DesignError
@@ -118,7 +119,8 @@ def make_learner(name: str, others: Mapping[str, Fitted] | None = None) -> Learn
 
 def per_arm(problem: Problem, fit_arm: Callable[[int], CrossFit]) -> Models:
     """Side by side what `fit_arm(k)` gives for each arm k = 1..K."""
-    return side_by_side([fit_arm(k) for k in range(1, problem.data.n_arms + 1)])
+    arms = range(1, problem.data.n_arms + 1)
+    return side_by_side(each(problem.settings.threads, fit_arm, arms))
 
 
 def weighted_mean(values: FloatArray, weight: FloatArray, cluster: IntArray) -> Estimate:

@@ -28,6 +28,7 @@ class SLearner(Learner):
     cannot = frozenset({"monotone"})
 
     def cross_fit(self, problem: Problem) -> Models:
+        _ = problem.beside_arms  # binned by all cores, before the arms are fitted beside each other
         return per_arm(problem, lambda k: self._arm(problem, k))
 
     @staticmethod

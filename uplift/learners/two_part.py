@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from uplift.boosting import cross_fit
+from uplift.cores import each
 from uplift.data import BoolArray, FloatArray
 from uplift.effects import EffectModel, ProductTerm
 from uplift.learners.base import Learner, Models, learner, make_learner
@@ -55,7 +56,7 @@ class TwoPartLearner(Learner):
         )
 
     def cross_fit(self, problem: Problem) -> Models:
-        data = problem.data
+        data, threads = problem.data, problem.settings.threads
         chance = prepare(
             data,
             problem.binned,
@@ -70,8 +71,9 @@ class TwoPartLearner(Learner):
         converted = data.converted > 0
         always = _means(problem, ~converted)
         arms = range(1, data.n_arms + 1)
-        amounts = [_sides(problem, k, converted, always) for k in arms]
-        rests = [_rests(problem, k, ~converted, always) for k in arms]
+        _ = problem.beside_arms  # binned by all cores, before the arms are fitted beside each other
+        amounts = each(threads, lambda k: _sides(problem, k, converted, always), arms)
+        rests = each(threads, lambda k: _rests(problem, k, ~converted, always), arms)
         made = []
         for f, change in enumerate((*steps, step)):
             means = chance.full_means if f == problem.folds else chance.arm_means[f]
