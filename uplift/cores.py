@@ -36,28 +36,33 @@ def cores(threads: int) -> int:
 def own_threads(threads: int) -> int:
     """Threads for one call of LightGBM: these, but 1 in work that has others beside it. LightGBM
     has one number for the whole process, so it must be the same for all of them."""
-    return 1 if getattr(_here, "beside", False) else threads
+    return threads if _share() is None else 1
 
 
 def at_once(threads: int, items: int) -> int:
     """How many of so many items `each` works on at a time."""
-    return min(cores(own_threads(threads)), items)
+    return min(_share() or cores(threads), items)
+
+
+def _share() -> int | None:
+    """Of work beside others, its part of the cores."""
+    return getattr(_here, "share", None)
 
 
 def each(threads: int, work: Callable[[A], B], items: Iterable[A]) -> list[B]:
-    """[work(item) for item in items], `threads` of them at a time (0: all cores); one after the
-    other where this is itself such work, or there is nothing to share. The first error is raised.
-    """
+    """[work(item) for item in items], `threads` of them at a time (0: all cores); within such work,
+    as many as its part of them. The first error is raised."""
     all_items = list(items)
     most = at_once(threads, len(all_items))
     if most < 2:
         return [work(item) for item in all_items]
 
-    with ThreadPoolExecutor(most, "fit", _begin) as pool:
+    share = (_share() or cores(threads)) // most
+    with ThreadPoolExecutor(most, "fit", _begin, (share,)) as pool:
         return list(pool.map(work, all_items))
 
 
-def _begin() -> None:
-    _here.beside = True
+def _begin(share: int) -> None:
+    _here.share = share
     # LightGBM has a level of messages for each thread, and sets it with the parameters of a call.
     lgb.Dataset(np.zeros((2, 1)), params={"verbosity": -1, "num_threads": 1}).construct()
