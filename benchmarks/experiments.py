@@ -263,10 +263,19 @@ def _table(experiment: Experiment, outcome: str, options: Options) -> str:
 
 
 def report(experiment: Experiment, outcome: str, halves: Sequence[Mapping[str, float]]) -> str:
-    """Values per 1,000 held-out customers, and how far every policy is from the two simple ones."""
+    """Values per 1,000 held-out customers, how far every policy is from the two simple ones, and
+    the selected one from causalml's."""
     share = SHARES[-1]
+
+    def ahead(one: str, other: str) -> tuple[float, float]:
+        return resampled([1000 * (h[f"{one} @ {share}"] - h[f"{other} @ {share}"]) for h in halves])
+
+    def interval(mean: float, wide: float) -> str:
+        return "" if np.isnan(wide) else f"{mean - wide:+.2f} to {mean + wide:+.2f}"
+
+    peers_named = [f"causalml {p}" for p in peers.CAUSALML]
     fitted = [name for name in CANDIDATES if f"{name} @ {share}" in halves[0]]
-    names = [*RIVALS, None, "selected", *fitted, None, *(f"causalml {p}" for p in peers.CAUSALML)]
+    names = [*RIVALS, None, "selected", *fitted, None, *peers_named]
     table: list[list[str] | None] = []
     for name in names:
         if name is None:
@@ -274,17 +283,14 @@ def report(experiment: Experiment, outcome: str, halves: Sequence[Mapping[str, f
             continue
         cells = [f"{1000 * np.mean([h[f'{name} @ {s}'] for h in halves]):.2f}" for s in SHARES]
         for rival in RIVALS:
-            gaps = [1000 * (h[f"{name} @ {share}"] - h[f"{rival} @ {share}"]) for h in halves]
-            mean, wide = resampled(gaps)
-            cells.append("" if name == rival else f"{mean:+.2f}")
-            told = "" if np.isnan(wide) else f"{mean - wide:+.2f} to {mean + wide:+.2f}"
-            cells.append("" if name == rival else told)
+            mean, wide = ahead(name, rival)
+            cells += ["", ""] if name == rival else [f"{mean:+.2f}", interval(mean, wide)]
         table.append([f"ours {name}" if name in CANDIDATES else name, *cells])
-    gaps = [1000 * (h[f"selected @ {share}"] - h[f"{RESPONSE} @ {share}"]) for h in halves]
-    mean, wide = resampled(gaps)
+    mean, wide = ahead("selected", RESPONSE)
     verdict = "cannot be told apart from"
     if mean - wide > 0 or mean + wide < 0:
         verdict = "is above" if mean > 0 else "is below"
+    gaps = {peer: ahead("selected", peer) for peer in peers_named}
     return text_table(
         f"Experiment {experiment.name}, {outcome}: gain per 1,000 held-out customers, "
         f"{len(halves)} random halves",
@@ -302,6 +308,10 @@ def report(experiment: Experiment, outcome: str, halves: Sequence[Mapping[str, f
             f"{' and '.join(f'{s:.0%}' for s in SHARES)} treated;",
             f"differences at {share:.0%}, paired.",
             f"The selected one {verdict} the best single arm by response.",
+            *(
+                f"The selected one less {peer}: {gap[0]:+.2f} ({interval(*gap)})."
+                for peer, gap in gaps.items()
+            ),
             f"Everybody: LightGBM, {SETTINGS.rounds} trees, {SETTINGS.num_leaves} leaves, rate "
             f"{SETTINGS.learning_rate}, {SETTINGS.min_child_samples} rows to a leaf.",
         ),
