@@ -253,7 +253,7 @@ class TrainingConfig(Section):
     )
     tuning: TuningConfig = TuningConfig()
     seed: int = Field(7, ge=0, description="seed of every random draw")
-    threads: int = Field(0, ge=0, description="threads of LightGBM; 0: all cores")
+    threads: int = Field(0, ge=0, description="fits at a time, or threads of one; 0: all cores")
     gate: GateConfig = GateConfig()
     accept_observational: bool = Field(
         False, description="let a model of observational data become champion (recorded)"
