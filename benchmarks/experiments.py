@@ -309,7 +309,7 @@ def report(experiment: Experiment, outcome: str, halves: Sequence[Mapping[str, f
             f"differences at {share:.0%}, paired.",
             f"The selected one {verdict} the best single arm by response.",
             *(
-                f"The selected one less {peer}: {gap[0]:+.2f} ({interval(*gap)})."
+                f"The selected one less {peer}: {gap[0]:+.2f}, 95% {interval(*gap) or 'unknown'}."
                 for peer, gap in gaps.items()
             ),
             f"Everybody: LightGBM, {SETTINGS.rounds} trees, {SETTINGS.num_leaves} leaves, rate "

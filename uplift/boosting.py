@@ -154,7 +154,8 @@ class Binned:
         Returns them and their losses on their held-out rows (summed over the rows), one line for
         each round, one column for each fold. They stop when the sum of a line has not fallen for a
         fifth of `settings.rounds` (at least 10): what is learned of effects is soon exhausted, and
-        most of the time would go into trees that are thrown away.
+        most of the time would go into trees that are thrown away. Boosters may have a few trees
+        more than there are lines.
         """
 
         def plant(fold: Fold) -> _Growing:

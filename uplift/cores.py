@@ -23,8 +23,8 @@ _here = threading.local()
 
 
 def cores(threads: int) -> int:
-    """How many threads are meant; 0: as many as OpenMP would take, that is OMP_NUM_THREADS or the
-    cores that this process may use."""
+    """How many threads are meant; 0: OMP_NUM_THREADS, where it is one number, or the cores that
+    this process may use."""
     told = os.environ.get("OMP_NUM_THREADS", "")
     if threads == 0 and told.isdigit():
         threads = int(told)
@@ -35,7 +35,8 @@ def cores(threads: int) -> int:
 
 def own_threads(threads: int) -> int:
     """Threads for one call of LightGBM: these, but 1 in work that has others beside it. LightGBM
-    has one number for the whole process, so it must be the same for all of them."""
+    has one number for the whole process, so it must be the same for all of them: a process that
+    trains must not score in other threads meanwhile with another number."""
     return threads if _share() is None else 1
 
 
@@ -51,7 +52,7 @@ def _share() -> int | None:
 
 def each(threads: int, work: Callable[[A], B], items: Iterable[A]) -> list[B]:
     """[work(item) for item in items], `threads` of them at a time (0: all cores); within such work,
-    as many as its part of them. The first error is raised."""
+    as many as its part of them. The first item's error is raised; what runs is waited for."""
     all_items = list(items)
     most = at_once(threads, len(all_items))
     if most < 2:

@@ -156,7 +156,7 @@ def test_a_run_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "+105.00" in text
     assert "The selected one cannot be told apart from" in text
     # 100 and 110 in two halves: a mean of 105, and student's t of one degree times 5 sqrt(3).
-    assert "The selected one less causalml DR: +105.00 (-5.04 to +215.04)." in text
+    assert "The selected one less causalml DR: +105.00, 95% -5.04 to +215.04." in text
     assert run(options) == text
     assert len(calls) == 4
 

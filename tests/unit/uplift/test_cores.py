@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tests.truth.worlds import draw_arms, problem_of, training_set
-from uplift.boosting import Binned, Settings, cross_fit
+from uplift.boosting import Binned, Fold, Settings, cross_fit
 from uplift.cores import at_once, cores, each, own_threads
 from uplift.learners import make_learner
 
@@ -55,6 +56,7 @@ def test_the_first_error_is_raised_and_what_waits_is_left() -> None:
 
     def work(item: int) -> None:
         begun.append(item)
+        time.sleep(0.01)
         raise ValueError(f"item {item}")
 
     with pytest.raises(ValueError, match="item 0"):
@@ -98,10 +100,17 @@ def test_rounds_are_the_same_where_folds_grow_by_several_at_a_time() -> None:
     X = rng.standard_normal((2000, 3)).astype(np.float32)
     y = 0.3 * X[:, 0] + rng.standard_normal(2000)
     fold = rng.integers(0, 4, 2000)
-    fits = [
-        cross_fit(Binned(X, [], 1), np.arange(2000), y, fold, replace(SETTINGS, threads=threads))
-        for threads in (1, 2)
-    ]
-    assert 0 < fits[0].rounds == fits[1].rounds < SETTINGS.rounds - 10
-    for one, other in zip(fits[0].models, fits[1].models, strict=True):
+    settings = replace(SETTINGS, rounds=57)  # the last block is a short one
+    parts = [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in range(4)]
+    folds = [Fold(a, y[a], None, b, y[b], None) for a, b in parts]
+    fits, curves = [], []
+    for threads in (1, 2):
+        own, data = replace(settings, threads=threads), Binned(X, [], 1)
+        fits.append(cross_fit(data, np.arange(2000), y, fold, own))
+        curves.append(data.fit_beside(folds, own)[1])
+    assert np.array_equal(*curves)
+    assert len(curves[0]) % 10 != 0
+    assert 0 < fits[0].rounds == fits[1].rounds
+    models = [(*fit.models, fit.full) for fit in fits]
+    for one, other in zip(*models, strict=True):
         assert np.array_equal(one.predict(X, 1), other.predict(X, 1))
