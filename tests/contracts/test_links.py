@@ -99,6 +99,7 @@ def test_what_follows_an_answer_is_answered_as_documented(shop: Shop, tmp_path: 
             await send({"type": "http.response.body", "body": document})
 
         from schemathesis import GenerationMode
+        from schemathesis.specs.openapi.checks import negative_data_rejection
 
         schema = schemathesis.openapi.from_asgi("/openapi.json", app).include(
             path_regex="^/v1/(campaigns|campaigns/.*/(report|resume)|customers/.*|decisions|events)$"
@@ -112,8 +113,11 @@ def test_what_follows_an_answer_is_answered_as_documented(shop: Shop, tmp_path: 
 
             def validate_response(self, response: Any, case: Any, **more: Any) -> None:
                 assert response.status_code < 500, response.text
-                case.validate_response(response, headers=key, excluded_checks=excluded(response))
                 found = response.json() if response.status_code == 200 else {}
+                # A dry run's decision has no id: the link's event is refused, in its own row.
+                in_row = any(row.get("code") == "validation" for row in found.get("results", ()))
+                apart = [*excluded(response), *([negative_data_rejection] if in_row else [])]
+                case.validate_response(response, headers=key, excluded_checks=apart)
                 for row in found.get("results", ()):
                     seen[row.get("code") or row["status"]] += 1
                 if case.operation.path == "/v1/decisions" and response.status_code == 200:
