@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 
 from serving.limits import Quota
 from serving.log.keys import SCOPES, make
@@ -23,7 +23,7 @@ from tests.unit.serving.small_shop import Shop, shared_shop
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 DOCUMENT = json.loads((Path(__file__).parents[2] / "docs" / "openapi.json").read_text())
 STEPS = settings(
-    max_examples=20, stateful_step_count=8, deadline=None, database=None, derandomize=True,
+    max_examples=20, stateful_step_count=8, deadline=None, database=None,
     phases=[Phase.generate], suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 CAMPAIGN, CUSTOMER = "/v1/campaigns/{campaign_id}", "/v1/customers/{customer_id}"
@@ -99,7 +99,6 @@ def test_what_follows_an_answer_is_answered_as_documented(shop: Shop, tmp_path: 
             await send({"type": "http.response.body", "body": document})
 
         from schemathesis import GenerationMode
-        from schemathesis.specs.openapi.checks import negative_data_rejection
 
         schema = schemathesis.openapi.from_asgi("/openapi.json", app).include(
             path_regex="^/v1/(campaigns|campaigns/.*/(report|resume)|customers/.*|decisions|events)$"
@@ -111,16 +110,17 @@ def test_what_follows_an_answer_is_answered_as_documented(shop: Shop, tmp_path: 
             def get_call_kwargs(self, case: Any) -> dict[str, Any]:
                 return {"headers": key}
 
+            def _get_target_for_result(self, result: Any) -> Any:
+                # Nothing follows a dry run: an event can't tell of a decision without an id.
+                body = result.response.json() if result.response.status_code == 200 else {}
+                if any(made.get("decision_id") is None for made in body.get("decisions", ())):
+                    return None
+                return super()._get_target_for_result(result)
+
             def validate_response(self, response: Any, case: Any, **more: Any) -> None:
                 assert response.status_code < 500, response.text
+                case.validate_response(response, headers=key, excluded_checks=excluded(response))
                 found = response.json() if response.status_code == 200 else {}
-                # A dry run's decision has no id: the link's event is refused, in its own row.
-                events = case.body.get("events", []) if isinstance(case.body, dict) else []
-                without = [isinstance(e, dict) and e.get("decision_id", "") is None for e in events]
-                refused = [row.get("code") for row in found.get("results", ())] == ["validation"]
-                in_row = without == [True] and refused
-                apart = [*excluded(response), *([negative_data_rejection] if in_row else [])]
-                case.validate_response(response, headers=key, excluded_checks=apart)
                 for row in found.get("results", ()):
                     seen[row.get("code") or row["status"]] += 1
                 if case.operation.path == "/v1/decisions" and response.status_code == 200:
@@ -130,8 +130,11 @@ def test_what_follows_an_answer_is_answered_as_documented(shop: Shop, tmp_path: 
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            Machine.run(settings=STEPS)
+            for walk in range(6):  # each another; one alone may, by chance, tell of hardly an offer
+                seed(walk)(Machine).run(settings=STEPS)
+                if min(seen["decided"], seen["accepted"], seen["erased"]) > 1:
+                    break
     # The ways were gone, and not only looked for.
-    assert seen["decided"] > 0, seen
+    assert seen["decided"] > 1, seen
     assert seen["accepted"] > 1, seen
-    assert seen["erased"] > 0, seen
+    assert seen["erased"] > 1, seen
