@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import re
 import select
@@ -13,9 +14,11 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPConnection
+from multiprocessing.connection import Connection
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -230,9 +233,32 @@ def read_wrk(text: str) -> Rate:
 
 
 def steady(url: str, body: Bodies, seconds: float, rate: float, lead: float = 0.0) -> Latency:
-    """Latencies at a constant rate, after a lead of so many seconds at the same rate."""
-    with in_front():
-        took, failed = drive(url, body, seconds, rate=rate, lead=lead)
+    """Latencies at a constant rate, after a lead of so many seconds at the same rate; of one client
+    for each core, bound to it: one alone would take its time from one of the server's workers."""
+    cores = sorted(os.sched_getaffinity(0))
+    context = multiprocessing.get_context("fork")
+
+    def ask(number: int, answer: Connection) -> None:
+        os.sched_setaffinity(0, {cores[number]})
+        with in_front():
+            mine = CONNECTIONS // len(cores)
+            each = partial(drive, connections=mine, rate=rate / len(cores), lead=lead)
+            answer.send(each(url, lambda n: body(number + n * len(cores)), seconds))
+
+    took: list[float] = []
+    failed = 0
+    with ExitStack() as stack:
+        pipes = [context.Pipe(duplex=False) for _ in cores]
+        for number, (read, write) in enumerate(pipes):
+            process = context.Process(target=ask, args=(number, write), daemon=True)
+            process.start()
+            write.close()  # then the loss of the client is seen
+            stack.callback(process.join)
+            stack.callback(read.close)
+        for read, _ in pipes:
+            its, lost = read.recv()
+            took += its
+            failed += lost
     p50, p99 = np.percentile(took, [50, 99]) if took else (np.nan, np.nan)
     return Latency(len(took) + failed, failed, float(p50), float(p99), max(took, default=np.nan))
 
