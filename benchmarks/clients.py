@@ -102,11 +102,11 @@ def drive(
                 return took, failed
             pause = due - now if free and not over else ANSWER_SECONDS
             # epoll itself waits for whole milliseconds; what is due must not wait for one.
-            select.select([poll], [], [], pause)
-            found = poll.poll(0)
-            if not found and pause == ANSWER_SECONDS:
-                return took, failed + len(asked)
-            for number, _ in found:
+            if not select.select([poll], [], [], pause)[0]:
+                if pause == ANSWER_SECONDS:
+                    return took, failed + len(asked)
+                continue
+            for number, _ in poll.poll(0):
                 connection = known[number]
                 if connection not in asked:  # ended by the server while it was free
                     status: bytes | None = b""
@@ -235,7 +235,7 @@ def read_wrk(text: str) -> Rate:
 def steady(url: str, body: Bodies, seconds: float, rate: float, lead: float = 0.0) -> Latency:
     """Latencies at a constant rate, after a lead of so many seconds at the same rate; of one client
     for each core, bound to it: one alone would take its time from one of the server's workers."""
-    cores = sorted(os.sched_getaffinity(0))
+    cores = sorted(os.sched_getaffinity(0))[:CONNECTIONS]
     context = multiprocessing.get_context("fork")
 
     def ask(number: int, answer: Connection) -> None:

@@ -229,7 +229,7 @@ def run(options: Options) -> str:
             size = answer_bytes(url, decision(0, dry_run=True))
             found.append(measure("dry run", url, dry, customers, seconds, pid))
             if options.full:
-                notes.append(soak(url, counted(dry, customers), found[0].rate.each_second / 2, pid))
+                notes += soak(url, counted(dry, customers), found[0].rate.each_second / 2, pid)
         with running(folder, size) as (url, pid):
             found.insert(0, measure("bare Starlette route", url, dry, customers, seconds, pid))
         with running(folder) as (url, pid):
@@ -313,17 +313,18 @@ def told(customers: int, dry_run: bool, took: list[float]) -> str:
     )
 
 
-def soak(url: str, body: Bodies, rate: float, pid: int) -> str:
-    """Half load for SOAK seconds: failures, and memory before and after."""
+def soak(url: str, body: Bodies, rate: float, pid: int) -> list[str]:
+    """Half load for SOAK seconds, after a sixtieth of that: failures, memory before and after."""
     progress(f"serving: half load for {SOAK / 60:g} minutes")
-    steady(url, body, 30.0, rate)
+    steady(url, body, SOAK / 60, rate)
     own, whole = own_memory(pid), memory(pid)
     latency = steady(url, body, SOAK, rate)
-    return (
+    return [
         f"{SOAK / 60:g} minutes of dry runs at half load: {latency.sent:,} requests, "
-        f"{latency.failed} failed, p99 {latency.p99:.1f} ms; {own:.1f} MB of its own before, "
-        f"{own_memory(pid):.1f} after (with mapped files {whole:.0f} and {memory(pid):.0f})."
-    )
+        f"{latency.failed} failed, p99 {latency.p99:.1f} ms.",
+        f"Memory of its own: {own:.1f} MB before, {own_memory(pid):.1f} after (with mapped files "
+        f"{whole:.0f} and {memory(pid):.0f}).",
+    ]
 
 
 @contextmanager
@@ -382,8 +383,8 @@ def table(found: list[Measured], customers: int, seconds: float, notes: list[str
         rows,
         [
             f"{seconds:g} s each, load {load:.1f} on {os.cpu_count()} cores; "
-            f"{'wrk' if shutil.which('wrk') else 'a loop'} asks as fast as it can, a loop at half "
-            f"the rate, {'before' if first else 'beside'} all other processes.",
+            f"{'wrk' if shutil.which('wrk') else 'a loop'} asks as fast as it can, one on each "
+            f"core at half the rate, {'before' if first else 'beside'} all others.",
             *notes,
         ],
     )

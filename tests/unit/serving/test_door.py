@@ -19,6 +19,8 @@ import uvicorn
 
 from serving.door import BACKLOG, SharingServer, open_door
 
+SIZED = [(b"content-length", b"3")]
+
 
 async def answered(scope: Any, receive: Any, send: Any) -> None:
     await receive()
@@ -27,21 +29,24 @@ async def answered(scope: Any, receive: Any, send: Any) -> None:
 
 
 def serving(
-    door: socket.socket, look: Callable[[SharingServer], Awaitable[None]], app: Any = answered
+    door: socket.socket | None,
+    look: Callable[[SharingServer], Awaitable[None]],
+    app: Any = answered,
 ) -> None:
-    """Run a worker at a door, and `look` at it in its own loop."""
+    """Run a worker at a door (None: at one of its own), and `look` at it in its own loop."""
 
     async def run() -> None:
-        settings = uvicorn.Config(app, lifespan="off", log_level="warning", backlog=BACKLOG)
+        settings = uvicorn.Config(app, port=0, lifespan="off", log_level="warning", backlog=BACKLOG)
         settings.load()
         server = SharingServer(settings)
         server.lifespan = settings.lifespan_class(settings)
-        await server.startup([door])
+        doors = None if door is None else [door]
+        await server.startup(doors)
         try:
             await look(server)
         finally:
             server.force_exit = True
-            await server.shutdown([door])
+            await server.shutdown(doors)
 
     asyncio.run(run())
 
@@ -190,18 +195,11 @@ def test_who_shuts_down_takes_no_more_but_leaves_what_waits_to_others() -> None:
 
 
 def test_without_a_door_a_server_opens_its_own() -> None:
-    async def run() -> None:
-        settings = uvicorn.Config(answered, port=0, lifespan="off", log_level="warning")
-        settings.load()
-        server = SharingServer(settings)
-        server.lifespan = settings.lifespan_class(settings)
-        await server.startup()
+    async def look(server: SharingServer) -> None:
         (own,) = server.servers[0].sockets
         assert await ask(own) == b"HTTP/1.1 200 OK\r\n"
-        server.force_exit = True
-        await server.shutdown()
 
-    asyncio.run(run())
+    serving(None, look)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -223,6 +221,50 @@ def test_an_answer_never_waits_for_an_acknowledgement(host: str) -> None:
 
     with door:
         serving(door, look)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_head_and_body_come_in_one_packet(shared: bool) -> None:
+    packets: list[bytes] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": SIZED})
+        await send({"type": "http.response.body", "body": b"yes"})
+
+    def talk(port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            for close in (b"", b"", b"Connection: close\r\n"):
+                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + close + b"\r\n")
+                packets.append(client.recv(1 << 16))
+
+    async def look(server: SharingServer) -> None:
+        own = door if shared else server.servers[0].sockets[0]
+        await asyncio.to_thread(talk, own.getsockname()[1])
+
+    with open_door("127.0.0.1", 0) as door:
+        serving(door if shared else None, look, app)
+    assert len(packets) == 3
+    assert all(one.startswith(b"HTTP/1.1 200") for one in packets), packets
+    assert all(one.endswith(b"\r\n\r\nyes") for one in packets), packets
+
+
+def test_a_head_does_not_wait_for_a_body_that_comes_later() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": SIZED})
+        await asyncio.wait_for(head_is_there.wait(), 10)
+        await send({"type": "http.response.body", "body": b"yes"})
+
+    async def look(server: SharingServer) -> None:
+        reader, writer = await asyncio.open_connection(*door.getsockname()[:2])
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        head_is_there.set()
+        assert await reader.readexactly(3) == b"yes"
+        writer.close()
+
+    head_is_there = asyncio.Event()
+    with open_door("127.0.0.1", 0) as door:
+        serving(door, look, app)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells how many may wait")
