@@ -28,33 +28,40 @@ from tests.unit.serving.small_shop import SALT, Shop
 
 ROOT = Path(__file__).parents[4]
 LEASE = 1.0
-# Forks a worker for each line that it reads, which takes its time with every chunk and does one
-# job; `limit` bytes are the most that a file of it may have.
+# Forks a worker for each line that it reads, which does one job, or stops in it where the log says
+# `state` and so many `rows`; `limit` bytes are the most that a file of it may have.
 WORKERS = """
-import json, os, resource, signal, sys, time
+import json, os, resource, signal, sys
 from pathlib import Path
 from features.config import load_config
 from serving import jobs
 from serving.audiences import Audience
 from serving.jobs_files import ResultWriter
 from serving.log.engine import open_log
+from serving.log.jobs import Jobs
 from serving.salt import load_salt
 root = Path(sys.argv[1])
 config = load_config(root / "spring.yaml")
 scorer = jobs.current_scorer(config, load_salt(), root / "data")
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-def work(url, results, slow, limit):
+def work(url, results, job_id, state, rows, limit):
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    log = open_log(url)
+    def stop_there():
+        with log.read() as connection:
+            job = Jobs(log).get(connection, job_id)
+        if job.state == state and job.rows_done >= rows:
+            signal.pause()
     for kind, name in ((Audience, "add"), (Audience, "plan"), (Audience, "commit"),
                        (ResultWriter, "finish"), (ResultWriter, "publish")):
-        def slowly(*given, whole=getattr(kind, name), **more):
-            time.sleep(slow)
+        def watched(*given, whole=getattr(kind, name), **more):
+            stop_there()
             found = whole(*given, **more)
-            time.sleep(slow)
+            stop_there()
             return found
-        setattr(kind, name, slowly)
-    worker = jobs.Worker(open_log(url), scorer, root / "data", lease=1.0, chunk=60)
+        setattr(kind, name, watched)
+    worker = jobs.Worker(log, scorer, root / "data", lease=1.0, chunk=60)
     worker.home = Path(results)
     worker.run_one()
 for line in sys.stdin:
@@ -79,10 +86,13 @@ def start(shop: Shop) -> Iterator[Start]:
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     ) as parent:  # fmt: skip
 
-        def begin(client: Client, *, slow: float = 0.0, limit: int = 0) -> int:
+        def begin(
+            client: Client, job_id: str, *, state: str = "", rows: int = 0, limit: int = 0
+        ) -> int:
             assert parent.stdin is not None
             assert parent.stdout is not None
-            asked = {"url": client.url, "results": str(home(client)), "slow": slow, "limit": limit}
+            asked = {"url": client.url, "results": str(home(client)), "job_id": job_id}
+            asked |= {"state": state, "rows": rows, "limit": limit}
             parent.stdin.write(json.dumps(asked) + "\n")
             parent.stdin.flush()
             return int(parent.stdout.readline())
@@ -145,7 +155,7 @@ def test_a_job_whose_worker_is_killed_is_taken_up_and_paid_for_once(
     told = jobs.done(client, client.folder, dry_run=True)
     wanted = outcome(client, told)
     job_id = jobs.queue(client)
-    killed = start(client, slow=0.1)  # a state lasts longer than a busy machine looks away
+    killed = start(client, job_id, state=state, rows=rows)
     while (job := read(log, job_id)).state != state or job.rows_done < rows:
         assert not ended(killed), job
         time.sleep(0.002)
@@ -259,7 +269,7 @@ def test_a_full_disk_fails_the_job_and_leaves_no_file(
         client.url = client.service.log.url.render_as_string(hide_password=False)
         client.holder.root = tmp_path
         job_id = jobs.queue(client, formats=["csv", "parquet"], dry_run=dry_run)
-        full = start(client, limit=4_000)
+        full = start(client, job_id, limit=4_000)
         while not ended(full):
             time.sleep(0.01)
         failed = jobs.state(client, job_id)
