@@ -44,8 +44,9 @@ $(SPARK): $(STAMP) requirements-spark.lock
 	  $(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements-spark.lock && touch $@ || true; \
 	fi
 
+# Files go to the workers in their order; else those of one long test come last, and one core waits.
 test: $(STAMP) $(SPARK) ## all tests but the slow truth simulations, on all cores
-	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(STAMP) $(SPARK) ## truth simulations that take minutes
 	@$(BIN)/python -m pytest -m slow -s $(ARGS)

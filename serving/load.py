@@ -76,7 +76,7 @@ class MlflowRegistry:
         from mlflow.tracking import MlflowClient
 
         try:
-            found = MlflowClient(self.uri).get_model_version_by_alias(name, alias)
+            found = MlflowClient(self.uri, self.uri).get_model_version_by_alias(name, alias)
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
@@ -91,8 +91,9 @@ class MlflowRegistry:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         import mlflow.artifacts
 
-        # For the address of a registered model, MLflow looks at the process's tracking server.
+        # For the address of a registered model, MLflow looks at the process's own registry.
         mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(self.uri)
         try:
             folder = mlflow.artifacts.download_artifacts(
                 artifact_uri=f"models:/{name}/{version}", dst_path=str(into)
@@ -109,7 +110,7 @@ class MlflowRegistry:
         from mlflow.tracking import MlflowClient
 
         try:
-            client = MlflowClient(self.uri)
+            client = MlflowClient(self.uri, self.uri)
             run = client.get_model_version(name, version).run_id
             if not run:
                 raise RegistryUnreachable(f"version {version} belongs to no run")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -117,14 +118,26 @@ def test_no_champion_is_told_apart_from_no_registry(shop: Shop, tmp_path: Path) 
         resolve(shop.config, Shelf(tmp_path, None), tmp_path)
 
 
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[None]:
+    """A process that has trained in another store, which MLflow remembers."""
+    import mlflow
+
+    tracking, registry = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/elsewhere.db")
+    mlflow.set_registry_uri(f"sqlite:///{tmp_path}/elsewhere.db")
+    yield
+    mlflow.set_tracking_uri(tracking)
+    mlflow.set_registry_uri(registry)
+
+
+@pytest.mark.usefixtures("elsewhere")
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_of_an_mlflow_registry(shop: Shop, shelf: Shelf, tmp_path: Path) -> None:
-    import mlflow
     from mlflow.tracking import MlflowClient
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    before = mlflow.get_tracking_uri()
-    client = MlflowClient(uri)
+    client = MlflowClient(uri, uri)
     client.create_registered_model("spring")
     logged = tmp_path / "logged"
     shutil.copytree(shelf.bundle, logged / "artifacts" / "bundle")
@@ -133,10 +146,7 @@ def test_a_model_of_an_mlflow_registry(shop: Shop, shelf: Shelf, tmp_path: Path)
     assert registry.find("spring", "champion") is None
     client.set_model_version_tag("spring", made.version, "bundle_sha256", shop.model.sha256)
     client.set_registered_model_alias("spring", "champion", made.version)
-    try:
-        model = resolve(shop.config, registry, tmp_path / "data")
-    finally:
-        mlflow.set_tracking_uri(before)
+    model = resolve(shop.config, registry, tmp_path / "data")
     assert (model.version, model.sha256, model.degraded) == ("1", shop.model.sha256, ())
     # How old the model is goes by its registration, also for a server that asks the disk alone.
     assert model.registered_at is not None
@@ -144,6 +154,7 @@ def test_a_model_of_an_mlflow_registry(shop: Shop, shelf: Shelf, tmp_path: Path)
     assert current_model(shop.config, tmp_path / "data").registered_at == model.registered_at
 
 
+@pytest.mark.usefixtures("elsewhere")
 @pytest.mark.filterwarnings("ignore")
 def test_files_are_kept_with_the_run_that_a_version_comes_from(tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
@@ -154,7 +165,7 @@ def test_files_are_kept_with_the_run_that_a_version_comes_from(tmp_path: Path) -
     told.write_text("budget\n1\n")
     with pytest.raises(RegistryUnreachable, match="there is no"):
         registry.keep("spring", "1", [told], "plan/now")
-    client = MlflowClient(uri)
+    client = MlflowClient(uri, uri)
     experiment = client.create_experiment("spring", artifact_location=(tmp_path / "a").as_uri())
     run = client.create_run(experiment).info.run_id
     client.create_registered_model("spring")
