@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from serving.arms import Openness
 from serving.campaign import first_reason, usable
-from serving.rules import DefaultOffer, Rules
+from serving.rules import DefaultOffer, Rules, Window
 from serving.times import micros
 from uplift.data import BoolArray, FloatArray
 from uplift.policy import Reason
@@ -28,6 +28,8 @@ MICROS = 1_000_000
 NEVER = np.datetime64("NaT", "us")
 
 Times = npt.NDArray[np.datetime64]
+# Whom something holds of: (n,), or whether of everyone (or of the one customer asked about).
+Holds = BoolArray | bool
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,88 @@ class Judged:
     quiet_until: datetime | None
 
 
+@dataclass(frozen=True)
+class Standing:
+    """What holds of everyone who is asked about at one moment.
+
+    at: the shop's time; wall: the log's. ours: the campaign is the configuration's own. offered,
+    in_stock: (K,) arms that the campaign has, and of which a piece is left. closed: why nobody is
+    offered anything, if so.
+    """
+
+    window: Window
+    at: np.datetime64
+    wall: np.datetime64
+    ours: bool
+    offered: BoolArray
+    in_stock: BoolArray
+    quiet_until: datetime | None
+    closed: Reason | None
+    stale_features: bool
+    stale_model: bool
+
+    def refusals(
+        self,
+        unknown: Holds,
+        unusable: Holds,
+        withheld: Holds,
+        unfit: Holds,
+        converted: Holds,
+        capped: Holds,
+    ) -> list[tuple[Reason, Holds]]:
+        """What precedes the question which arms are left, in the order of the table of reasons: the
+        first that holds counts."""
+        closed: list[tuple[Reason, Holds]] = [] if self.closed is None else [(self.closed, True)]
+        return [
+            *closed,
+            (Reason.UNKNOWN_CUSTOMER, unknown),
+            (Reason.STALE_FEATURES, self.stale_features),
+            (Reason.STALE_MODEL, self.stale_model),
+            (Reason.SCORING_UNAVAILABLE, unusable),
+            (Reason.NO_CONSENT, withheld),
+            (Reason.NOT_ELIGIBLE, unfit),
+            (Reason.ALREADY_CONVERTED, converted),
+            (Reason.CONTACT_CAP, capped),
+            (Reason.QUIET_HOURS, self.quiet_until is not None),
+        ]
+
+
+def no_arm(in_date: Holds, available: Holds, affordable: Holds) -> list[tuple[Reason, Holds]]:
+    """The reasons after those, each of whom none of such arms is left."""
+    return [
+        (Reason.COUPON_EXPIRED, in_date),
+        (Reason.COUPON_OUT_OF_STOCK, available),
+        (Reason.BUDGET_EXHAUSTED, affordable),
+    ]
+
+
+def stands(
+    scorer: Scorer, rules: Rules, now: datetime, active: bool, in_stock: BoolArray | None
+) -> Standing:
+    """What holds of everyone; arguments as of `evaluate`."""
+    window = rules.window(now)
+    campaign = window.campaign
+    # With a fixed as_of the shop's time stands; the log's times are those of the wall.
+    moment = rules.stands_at or now
+    moment_micros = micros(moment)
+    valid = [end is None or end > moment_micros for end in window.ends[1:]]
+    offered = campaign.offered_at(moment)
+    if not all(valid):
+        offered = offered & np.array(valid, dtype=bool)
+    return Standing(
+        window,
+        np.datetime64(moment_micros, "us"),
+        np.datetime64(micros(now), "us"),
+        campaign.campaign_id == scorer.config.name,
+        offered,
+        campaign.in_stock if in_stock is None else in_stock,
+        rules.quiet.until(now) if rules.quiet is not None else None,
+        rules.closed(now, active),
+        rules.older(now, scorer.snapshot.population.as_of, rules.max_feature_age),
+        rules.older(now, scorer.model.registered_at, rules.max_model_age),
+    )
+
+
 def judge(
     scorer: Scorer,
     rules: Rules,
@@ -94,25 +178,16 @@ def judge(
     active: bool = True,
     in_stock: BoolArray | None = None,
 ) -> Judged:
-    """What precedes every draw, of customer ids in their order; arguments as of `evaluate`.
-
-    The reasons stand here in the order of their table: the first one holds.
-    """
-    people, model = scorer.snapshot.population, scorer.model
+    """What precedes every draw, of customer ids in their order; arguments as of `evaluate`."""
+    people = scorer.snapshot.population
     facts = facts or Facts.none(len(ids))
+    standing = stands(scorer, rules, now, active, in_stock)
     rows, known = people.find(ids)
     known = known & ~facts.erased
-    window = rules.window(now)
-    campaign = window.campaign
     reward = people.scores.reward[rows].astype(np.float64)
     cost = people.scores.cost[rows].astype(np.float64)
     response = people.scores.response[rows].astype(np.float64)
-    # With a fixed as_of the shop's time stands; the log's times are those of the wall.
-    moment = rules.stands_at or now
-    moment_micros = micros(moment)
-    at, wall = np.datetime64(moment_micros, "us"), np.datetime64(micros(now), "us")
-    ours = campaign.campaign_id == scorer.config.name
-    left_open = people.open_at(at, rows, entering=ours)
+    left_open = people.open_at(standing.at, rows, entering=standing.ours)
     fits = (
         left_open.eligible
         if rules.eligible is None
@@ -129,42 +204,26 @@ def judge(
         left_open = _open_to_default(left_open, rules.default, new)
         fits = np.where(new, rules.default.eligible, fits)
     shop_free, log_free = left_open.free_at, facts.free_at
-    capped = (shop_free > at) | (log_free > wall)
-    valid = [end is None or end > moment_micros for end in window.ends[1:]]
-    offered = campaign.offered_at(moment)
-    if not all(valid):
-        offered = offered & np.array(valid, dtype=bool)
-    quiet_until = rules.quiet.until(now) if rules.quiet is not None else None
-
-    in_stock = campaign.in_stock if in_stock is None else in_stock
+    capped = (shop_free > standing.at) | (log_free > standing.wall)
     reserve = _reserve(rules, cost)
-    in_date = left_open.arms & offered
-    available = in_date & in_stock
+    in_date = left_open.arms & standing.offered
+    available = in_date & standing.in_stock
     eligible = left_open.arms
     affordable = available
     if left is not None:
         # An arm that the rest of the budget can't bear is out before any draw.
         payable = reserve <= left
         eligible, affordable = eligible & payable, available & payable
-    closed = rules.closed(now, active)
-    refusals: list[tuple[Reason, BoolArray | bool]] = [
-        *([] if closed is None else [(closed, True)]),
-        (Reason.UNKNOWN_CUSTOMER, ~there),
-        (Reason.STALE_FEATURES, rules.older(now, people.as_of, rules.max_feature_age)),
-        (Reason.STALE_MODEL, rules.older(now, model.registered_at, rules.max_model_age)),
-        (Reason.SCORING_UNAVAILABLE, ~usable(reward, cost, response)),
-        (Reason.NO_CONSENT, ~left_open.consent | facts.withheld),
-        (Reason.NOT_ELIGIBLE, ~fits),
-        (Reason.ALREADY_CONVERTED, False if facts.converted is None else facts.converted),
-        (Reason.CONTACT_CAP, capped),
-        (Reason.QUIET_HOURS, quiet_until is not None),
-    ]
+    refusals = standing.refusals(
+        ~there,
+        ~usable(reward, cost, response),
+        ~left_open.consent | facts.withheld,
+        ~fits,
+        False if facts.converted is None else facts.converted,
+        capped,
+    )
     if not affordable.any(axis=1).all():
-        refusals += [
-            (Reason.COUPON_EXPIRED, _none(in_date)),
-            (Reason.COUPON_OUT_OF_STOCK, _none(available)),
-            (Reason.BUDGET_EXHAUSTED, _none(affordable)),
-        ]
+        refusals += no_arm(_none(in_date), _none(available), _none(affordable))
     reason = first_reason(len(ids), refusals)
     return Judged(
         rows=rows,
@@ -175,14 +234,16 @@ def judge(
         reserve=reserve,
         reason=reason,
         eligible=eligible,
-        offered=offered,
-        in_stock=in_stock,
+        offered=standing.offered,
+        in_stock=standing.in_stock,
         new=new,
-        toll=None if people.toll is None or not ours else people.toll[rows].astype(np.float64),
+        toll=None
+        if people.toll is None or not standing.ours
+        else people.toll[rows].astype(np.float64),
         shop_free=shop_free,
         log_free=log_free,
         capped=capped,
-        quiet_until=quiet_until,
+        quiet_until=standing.quiet_until,
     )
 
 

@@ -102,13 +102,13 @@ def _charge(connection: Connection, store: Store, group: Group, lost: set[str]) 
     if made is None or not offers:
         return []
     campaign = group.rules.campaign_id
-    cost = np.array([made.reserve[i] for i in offers], dtype=np.int64)
+    cost = np.array([made.kept.reserve[i] for i in offers], dtype=np.int64)
     if ledger.charge(connection, campaign, int(cost.sum())):
         return []
     budget = ledger.locked(connection, campaign)
     kept = np.zeros(len(offers), dtype=bool)
     if budget.active and budget.left is not None:
-        value = made.made.expected_incremental_profit[offers]
+        value = np.array([made.kept.profit[i] for i in offers])
         # An explored offer is worth its draw, whatever it is predicted to bring.
         worth = np.maximum(value, 0.0) + cost / 1e6 * 1e-9 + 1e-9
         fits = allocate(worth[:, None], cost[:, None].astype(np.float64), budget=float(budget.left))
