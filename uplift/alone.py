@@ -96,16 +96,12 @@ class Alone:
     ) -> int:
         """The arm of greatest net worth above 0; of equal ones the cheaper, then the first."""
         best, least, found = 0.0, math.inf, 0
-        # Without a toll, what brings nothing is no better than control anyway.
+        # What brings nothing is no better than control: prices and costs are never below 0.
         enough = max(self.min_profit, 0.0)
         for k, there in enumerate(in_draw):
             if not there or self.only_drawn[k] or reward[k] < enough:
                 continue
-            worth = reward[k]
-            if toll is not None:
-                if worth == 0.0:
-                    continue
-                worth -= toll[k]
+            worth = reward[k] if toll is None else reward[k] - toll[k]
             net = worth - self.shadow_price * cost[k]
             if net > best or (found and net == best and cost[k] < least):
                 best, least, found = net, cost[k], k + 1
