@@ -165,7 +165,7 @@ def in_turn(url: str, bodies: Sequence[bytes]) -> list[float]:
     where = urlsplit(url)
     connection = HTTPConnection(where.hostname or "", where.port, timeout=60)
     took = []
-    with closing(connection):
+    with closing(connection), on(shared_out()[1]):
         for body in bodies:
             started = time.perf_counter()
             connection.request("POST", where.path, body, {"Content-Type": "application/json"})
@@ -182,7 +182,8 @@ def closed(url: str, seconds: float, template: str, customers: int, first: int =
     `first` through the customers."""
     wrk = shutil.which("wrk")
     if wrk is None:
-        took, failed = drive(url, counted(template, customers, first), seconds)
+        with on(shared_out()[1]):
+            took, failed = drive(url, counted(template, customers, first), seconds)
         p50, p99 = np.percentile(took, [50, 99]) if took else (np.nan, np.nan)
         return Rate(len(took) / seconds, failed, float(p50), float(p99))
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
@@ -191,7 +192,8 @@ def closed(url: str, seconds: float, template: str, customers: int, first: int =
         script.flush()
         command = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "--latency"]
         command += ["--timeout", "30s", "-s", script.name, url]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        with on(shared_out()[1]):
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
     return read_wrk(done.stdout)
 
 
@@ -234,8 +236,8 @@ def read_wrk(text: str) -> Rate:
 
 def steady(url: str, body: Bodies, seconds: float, rate: float, lead: float = 0.0) -> Latency:
     """Latencies at a constant rate, after a lead of so many seconds at the same rate; of one client
-    for each core, bound to it: one alone would take its time from one of the server's workers."""
-    cores = sorted(os.sched_getaffinity(0))[:CONNECTIONS]
+    for each core that is the clients'."""
+    cores = shared_out()[1][:CONNECTIONS]
     context = multiprocessing.get_context("fork")
 
     def ask(number: int, answer: Connection) -> None:
@@ -261,6 +263,26 @@ def steady(url: str, body: Bodies, seconds: float, rate: float, lead: float = 0.
             failed += lost
     p50, p99 = np.percentile(took, [50, 99]) if took else (np.nan, np.nan)
     return Latency(len(took) + failed, failed, float(p50), float(p99), max(took, default=np.nan))
+
+
+def shared_out() -> tuple[list[int], list[int]]:
+    """(cores of the servers, cores of the clients): a quarter of those that this process may use is
+    the clients', one at least; a single core is both's. What a client takes from a server's core,
+    and the time that it waits for it, would count as the server's."""
+    cores = sorted(os.sched_getaffinity(0))
+    clients = max(1, len(cores) // 4)
+    return cores[:-clients] or cores, cores[-clients:]
+
+
+@contextmanager
+def on(cores: Sequence[int]) -> Iterator[None]:
+    """While it lasts, this thread, and what it starts, runs on these cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @contextmanager
