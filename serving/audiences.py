@@ -217,7 +217,7 @@ class Audience:
         """
         entry = self._entry(connection)
         group, customers = self._looked(connection, rows)
-        group.entry = entry
+        group.budget = entry.budget
         mine: dict[str, Any] = {}
         if resumed and group.fresh:
             names = self._names(group.fresh)
@@ -236,7 +236,7 @@ class Audience:
 
     def _looked(self, connection: Connection, rows: Rows) -> tuple[Group, list[str]]:
         """What the log knows of these customers, and who of them was not erased."""
-        group = Group(self.scorer, self.rules, self.entry, self.now)
+        group = Group(self.scorer, self.rules, self.entry.budget, self.now)
         everyone = self.customers(rows)
         self.desk.look(connection, group, everyone)
         if "erased" in group.gone.values():

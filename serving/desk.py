@@ -28,12 +28,13 @@ from serving.evaluation import (
     shown_time,
 )
 from serving.log import idempotency, stock
-from serving.log.campaigns import Campaigns, Entry
+from serving.log.campaigns import Campaigns, State
 from serving.log.engine import Log
 from serving.log.idempotency import KeyReused, Once
-from serving.log.store import Store, Stored, customer_hashes, new_ids
+from serving.log.ledger import Budget
+from serving.log.store import Store, Stored, new_ids
 from serving.payment import pay, refused
-from serving.rules import Rules
+from serving.rules import Rules, Window
 from serving.scorer import Scorer
 from uplift.data import BoolArray
 from uplift.policy import Reason
@@ -83,7 +84,7 @@ class Group:
 
     scorer: Scorer
     rules: Rules
-    entry: Entry | None
+    budget: Budget | None
     now: datetime
     asks: list[int] = field(default_factory=list)
     known: dict[str, Stored] = field(default_factory=dict)
@@ -105,7 +106,11 @@ class Group:
 
     @property
     def active(self) -> bool:
-        return self.entry is None or self.entry.budget.active
+        return self.budget is None or self.budget.active
+
+    @cached_property
+    def window(self) -> Window:
+        return self.rules.window(self.now)
 
 
 class Desk:
@@ -199,7 +204,7 @@ class Desk:
     ) -> list[Group]:
         """Asks by campaign; those that can't or need not be decided get their answer at once."""
         wanted = sorted({ask.rules.campaign_id for ask in asks})
-        entries = self.campaigns.some(connection, wanted)
+        states = self.campaigns.states(connection, wanted)
         once = [ask.once for ask in asks if ask.once is not None]
         past = {}
         if once:
@@ -207,10 +212,10 @@ class Desk:
         seen: set[tuple[str, str, str]] = set()
         open_asks = []
         for k, ask in enumerate(asks):
-            entry = entries.get(ask.rules.campaign_id)
-            if entry is None:
+            state = states.get(ask.rules.campaign_id)
+            if state is None:
                 found[k] = UnknownCampaign()
-            elif entry.version != ask.rules.version:
+            elif state.version != ask.rules.version:
                 found[k] = RulesOutdated()
             elif ask.once is None:
                 open_asks.append(k)
@@ -219,16 +224,16 @@ class Desk:
                 if body_sha256 != ask.once.body_sha256:
                     found[k] = KeyReused()
                 else:
-                    found[k] = self._again(connection, ask, entry, json.loads(result))
+                    found[k] = self._again(connection, ask, state.budget, json.loads(result))
             elif ask.once.name in seen:
                 found[k] = RulesOutdated()  # Its twin stands in this very group.
             else:
                 seen.add(ask.once.name)
                 open_asks.append(k)
-        return self._joined(asks, open_asks, entries)
+        return self._joined(asks, open_asks, states)
 
     def _joined(
-        self, asks: Sequence[Ask], which: Iterable[int], entries: Mapping[str, Entry]
+        self, asks: Sequence[Ask], which: Iterable[int], states: Mapping[str, State]
     ) -> list[Group]:
         groups: dict[tuple[str, int], Group] = {}
         for k in which:
@@ -237,8 +242,9 @@ class Desk:
             name = (ask.rules.campaign_id, id(ask.scorer))
             group = groups.get(name)
             if group is None:
-                entry = entries.get(ask.rules.campaign_id)
-                group = Group(ask.scorer, ask.rules, entry, self.now(ask.scorer))
+                state = states.get(ask.rules.campaign_id)
+                budget = None if state is None else state.budget
+                group = Group(ask.scorer, ask.rules, budget, self.now(ask.scorer))
                 groups[name] = group
             group.asks.append(k)
         return list(groups.values())
@@ -273,50 +279,44 @@ class Desk:
         """What the log knows of these customers."""
         everyone = list(customers)
         rules, now = group.rules, micros(group.now)
-        group.known = self.store.sticky(
-            connection, rules.campaign_id, rules.window_at(group.now), everyone
-        )
-        group.gone = self._gone(connection, group.scorer, everyone)
+        campaign, window = rules.campaign_id, group.window
+        group.known = self.store.sticky(connection, campaign, window.campaign.window_id, everyone)
         group.fresh = [i for i in everyone if i not in group.known]
-        offers: dict[str, list[int]] = {}
-        if rules.caps and group.fresh:
-            since = now - max(days for _, days in rules.caps) * 86_400_000_000
-            offers = self.store.offers(connection, group.fresh, since, now)
-        since = rules.window(group.now).start
-        converted = self.store.converted(connection, rules.campaign_id, group.fresh, since)
+        longest = max((days for _, days in rules.caps), default=0)
+        past = self.store.past(
+            connection,
+            campaign,
+            group.scorer.salt.value,
+            everyone,
+            group.fresh,
+            now=now,
+            offered_since=now - longest * 86_400_000_000,
+            bought_since=window.start,
+        )
+        group.gone = past.gone
         if rules.campaign.limited:
             left = stock.left(self.log, connection, rules.campaign.limited)
             arms = rules.campaign.arms
             group.in_stock = np.array([left.get(arm, 1) > 0 for arm in arms], dtype=bool)
         free_at = np.full(len(group.fresh), NEVER)
-        for place, customer in enumerate(group.fresh) if offers else ():
-            until = rules.capped_until(offers.get(customer, []))
+        for place, customer in enumerate(group.fresh) if past.offers else ():
+            until = rules.capped_until(past.offers.get(customer, []))
             if until is not None:
                 free_at[place] = np.datetime64(until, "us")
         group.facts = Facts(
             np.array([i in group.gone for i in group.fresh], dtype=bool),
             np.array([group.gone.get(i) == "erased" for i in group.fresh], dtype=bool),
             free_at,
-            np.array([i in converted for i in group.fresh], dtype=bool),
+            np.array([i in past.converted for i in group.fresh], dtype=bool),
         )
-
-    def _gone(
-        self, connection: Connection, scorer: Scorer, customers: Sequence[str]
-    ) -> dict[str, str]:
-        hashes = customer_hashes(scorer.salt.value, customers)
-        kinds = self.store.refused(connection, hashes)
-        if not kinds:
-            return {}
-        names = dict(zip(hashes, customers, strict=True))
-        return {names[key]: kind for key, kind in kinds.items()}
 
     def _evaluate(self, group: Group) -> None:
         if not group.fresh:
             return
         budget = group.rules.campaign.budget
         left = None if budget is None else round(budget * 1e6)
-        if group.entry is not None:
-            left = group.entry.budget.left
+        if group.budget is not None:
+            left = group.budget.left
         group.made = evaluate(
             group.scorer,
             group.rules,
@@ -341,7 +341,7 @@ class Desk:
             if row["decision_id"] in lost:
                 late.setdefault(id(group), (group, []))[1].append(row["customer_id"])
         for group, customers in late.values():
-            window = group.rules.window_at(group.now)
+            window = group.window.campaign.window_id
             found = self.store.sticky(connection, group.rules.campaign_id, window, customers)
             if len(found) < len(customers):
                 raise RulesOutdated
@@ -373,7 +373,7 @@ class Desk:
                 item = msgspec.structs.replace(item, warnings=[*item.warnings, "context_ignored"])
             reasons[item.reason] = reasons.get(item.reason, 0) + 1
             items.append(item)
-        window = group.rules.window_at(group.now)
+        window = group.window.campaign.window_id
         found = envelope(
             group.scorer, group.rules, window, group.now, items, ask.request_id, ask.dry_run
         )
@@ -429,11 +429,11 @@ class Desk:
         return why
 
     def _again(
-        self, connection: Connection, ask: Ask, entry: Entry, result: Mapping[str, Any]
+        self, connection: Connection, ask: Ask, budget: Budget, result: Mapping[str, Any]
     ) -> Answer:
         """The earlier answer, byte for byte, but for offers that must not be made any more."""
-        group = Group(ask.scorer, ask.rules, entry, self.now(ask.scorer))
-        group.gone = self._gone(connection, ask.scorer, ask.ids)
+        group = Group(ask.scorer, ask.rules, budget, self.now(ask.scorer))
+        group.gone = self.store.gone(connection, ask.scorer.salt.value, ask.ids)
         rows = self.store.by_id(connection, result["ids"])
         closed = ask.rules.closed(group.now, group.active)
         hits, unread = set(result["hits"]), set(result.get("unread", ()))

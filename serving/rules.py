@@ -125,14 +125,14 @@ class Rules:
     def window_at(self, now: datetime) -> int:
         """floor((now - starts_at) / window_days)."""
         moment = self.stands_at or now
-        return (moment - self.starts_at) // timedelta(days=self.window_days)
+        return (moment - self.starts_at) // self._length
 
     def window(self, now: datetime) -> Window:
         """The window at a moment: made once, and kept until the next one is asked for."""
         number = self.window_at(now)
         kept = self._windows.get(number)
         if kept is None:
-            start = self.starts_at + timedelta(days=self.window_days) * number
+            start = self.starts_at + self._length * number
             ends = [micros(start + timedelta(days=days)) for days in self.campaign.valid_days]
             kept = Window(
                 replace(self.campaign, window_id=number),
@@ -143,6 +143,10 @@ class Rules:
             self._windows.clear()
             self._windows[number] = kept
         return kept
+
+    @cached_property
+    def _length(self) -> timedelta:
+        return timedelta(days=self.window_days)
 
     @cached_property
     def _windows(self) -> dict[int, Window]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import insert, select, update
 from sqlalchemy.engine import Connection
@@ -13,6 +13,12 @@ from serving.log.ledger import Budget
 from serving.log.lookup import Lookup
 from serving.log.schema import campaign_budget, campaigns
 
+_BUDGET = (
+    campaign_budget.c.state,
+    campaign_budget.c.cap_micros,
+    campaign_budget.c.committed_micros,
+    campaign_budget.c.realised_micros,
+)
 _COLUMNS = (
     campaigns.c.campaign_id,
     campaigns.c.resource,
@@ -20,13 +26,12 @@ _COLUMNS = (
     campaigns.c.configured,
     campaigns.c.paused_at,
     campaigns.c.created_at,
-    campaign_budget.c.state,
-    campaign_budget.c.cap_micros,
-    campaign_budget.c.committed_micros,
-    campaign_budget.c.realised_micros,
+    *_BUDGET,
 )
-_JOINED = select(*_COLUMNS).join(
-    campaign_budget, campaign_budget.c.campaign_id == campaigns.c.campaign_id
+_SAME = campaign_budget.c.campaign_id == campaigns.c.campaign_id
+_JOINED = select(*_COLUMNS).join(campaign_budget, _SAME)
+_STATES = select(campaigns.c.campaign_id, campaigns.c.version, *_BUDGET).join(
+    campaign_budget, _SAME
 )
 
 
@@ -41,6 +46,13 @@ class Entry:
     configured: bool
     paused_at: int | None
     created_at: int
+    budget: Budget
+
+
+class State(NamedTuple):
+    """What every decision asks of a campaign: whether its rules are still those, and its budget."""
+
+    version: int
     budget: Budget
 
 
@@ -61,7 +73,9 @@ class Campaigns:
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._some = Lookup(log, _JOINED.where(log.among(campaigns.c.campaign_id, "ids")))
+        wanted = log.among(campaigns.c.campaign_id, "ids")
+        self._some = _JOINED.where(wanted)
+        self._states = Lookup(log, _STATES.where(wanted))
 
     def get(self, connection: Connection, campaign_id: str) -> Entry | None:
         row = connection.execute(_JOINED.where(campaigns.c.campaign_id == campaign_id)).first()
@@ -69,8 +83,13 @@ class Campaigns:
 
     def some(self, connection: Connection, ids: list[str]) -> dict[str, Entry]:
         """These campaigns by id, as far as they exist."""
-        rows = self._some.rows(connection, ids=self._log.values(ids))
+        rows = connection.execute(self._some, {"ids": self._log.values(ids)})
         return {row.campaign_id: _entry(row) for row in rows}
+
+    def states(self, connection: Connection, ids: list[str]) -> dict[str, State]:
+        """What stands of these campaigns by id, as far as they exist."""
+        rows = self._states.rows(connection, ids=self._log.values(ids))
+        return {name: State(version, Budget(*budget)) for name, version, *budget in rows}
 
     def page(self, connection: Connection, after: str, limit: int) -> list[Entry]:
         """Campaigns in the order of their ids, after one."""

@@ -11,7 +11,7 @@ from collections import namedtuple
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sqlalchemy import Boolean, Select
+from sqlalchemy import Boolean, CompoundSelect, Select
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -22,7 +22,7 @@ from serving.log.engine import Log
 class Lookup:
     """A SELECT with named parameters on the tables of one log. Rows are named tuples."""
 
-    def __init__(self, log: Log, statement: Select[Any]) -> None:
+    def __init__(self, log: Log, statement: Select[Any] | CompoundSelect[Any]) -> None:
         dialect = log.reading.dialect
         compiled = statement.compile(dialect=dialect)
         self._text, self._fixed = compiled.string, dict(compiled.params)

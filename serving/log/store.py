@@ -7,9 +7,22 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, bindparam, exists, func, select, tuple_, update
+from sqlalchemy import (
+    BigInteger,
+    Select,
+    Text,
+    bindparam,
+    cast,
+    exists,
+    func,
+    literal,
+    select,
+    tuple_,
+    union_all,
+    update,
+)
 from sqlalchemy.engine import Connection
 
 from serving.log.engine import Log
@@ -45,6 +58,42 @@ def customer_hashes(salt: bytes, customer_ids: Sequence[str]) -> list[str]:
     return [text[at : at + 64] for at in range(0, len(text), 64)]
 
 
+def _named(
+    kinds: Mapping[str, str], hashes: Sequence[str], customers: Sequence[str]
+) -> dict[str, str]:
+    """By customer id what is known by hash."""
+    if not kinds:
+        return {}
+    names = dict(zip(hashes, customers, strict=True))
+    return {names[key]: kind for key, kind in kinds.items()}
+
+
+class Past(NamedTuple):
+    """What the log knows of customers beside their standing decisions.
+
+    gone: `consent` or `erased`, of those who withdrew consent or were erased; offers: when somebody
+    was decided an offer, in any campaign, the newest first, without those that were not sent in
+    time; converted: who redeemed an offer of the campaign, or ordered after a decision of it.
+    """
+
+    gone: dict[str, str]
+    offers: dict[str, list[int]]
+    converted: set[str]
+
+
+def _fact(
+    name: str, who: Any, *, kind: Any = None, at: Any = None, sent: Any = None
+) -> Select[Any]:
+    """One of several kinds of facts that a statement finds together."""
+    return select(
+        literal(name).label("fact"),
+        who.label("who"),
+        (cast(None, Text) if kind is None else kind).label("kind"),
+        (cast(None, BigInteger) if at is None else at).label("at"),
+        (cast(None, BigInteger) if sent is None else sent).label("sent"),
+    )
+
+
 class Store:
     """Statements on the decisions of one log, built once."""
 
@@ -59,9 +108,14 @@ class Store:
         gone = select(refusals.c.customer_hash, refusals.c.kind).where(
             log.among(refusals.c.customer_hash, "ids")
         )
-        made = select(decisions.c.customer_id, decisions.c.decided_at, decisions.c.sent_at).where(
+        withheld = _fact("gone", refusals.c.customer_hash, kind=refusals.c.kind).where(
+            log.among(refusals.c.customer_hash, "hashes")
+        )
+        offered = _fact(
+            "offered", decisions.c.customer_id, at=decisions.c.decided_at, sent=decisions.c.sent_at
+        ).where(
             log.among(decisions.c.customer_id, "ids"),
-            decisions.c.decided_at > bindparam("since"),
+            decisions.c.decided_at > bindparam("offered_since", type_=BigInteger),
             decisions.c.action == "offer",
         )
         ordered, redeemed = events.c.type == "ordered", events.c.type == "redeemed"
@@ -71,16 +125,16 @@ class Store:
             decisions.c.decided_at <= events.c.occurred_at,
         )
         bought = (
-            select(events.c.customer_id)
+            _fact("converted", events.c.customer_id)
             .distinct()
             .where(
                 log.among(events.c.customer_id, "ids"),
-                events.c.occurred_at >= bindparam("since", type_=BigInteger),
+                events.c.occurred_at >= bindparam("bought_since", type_=BigInteger),
                 (redeemed & (events.c.campaign_id == bindparam("campaign"))) | (ordered & earlier),
             )
         )
         self._sticky, self._refused = Lookup(log, standing), Lookup(log, gone)
-        self._offers, self._converted = Lookup(log, made), Lookup(log, bought)
+        self._past = Lookup(log, union_all(withheld, offered, bought))
         self._by_id = select(decisions).where(log.among(_ID, "ids"))
         self._insert = (
             log.insert(decisions)
@@ -149,6 +203,11 @@ class Store:
         rows = self._refused.rows(connection, ids=self.log.values(hashes))
         return {row.customer_hash: row.kind for row in rows}
 
+    def gone(self, connection: Connection, salt: bytes, customers: Sequence[str]) -> dict[str, str]:
+        """The same by customer id."""
+        hashes = customer_hashes(salt, customers)
+        return _named(self.refused(connection, hashes), hashes, customers)
+
     def refuse(self, connection: Connection, hashes: Iterable[str], kind: str, now: int) -> None:
         """Never contact these customers again. An erased one stays erased."""
         statement = self.log.insert(refusals)
@@ -163,28 +222,40 @@ class Store:
         if rows:
             connection.execute(statement, rows)
 
-    def offers(
-        self, connection: Connection, customers: Iterable[str], since: int, now: int
-    ) -> dict[str, list[int]]:
-        """When customers were decided an offer after `since`, in any campaign, the newest first;
-        without those that were not sent in time."""
-        found: dict[str, list[int]] = {}
-        rows = self._offers.rows(connection, ids=self.log.values(customers), since=since)
-        for customer, decided, sent in rows:
-            if sent is not None or decided > now - UNSENT:
-                found.setdefault(customer, []).append(decided)
-        for times in found.values():
+    def past(
+        self,
+        connection: Connection,
+        campaign: str,
+        salt: bytes,
+        everyone: Sequence[str],
+        fresh: Sequence[str],
+        *,
+        now: int,
+        offered_since: int,
+        bought_since: int,
+    ) -> Past:
+        """Who of everyone is gone; of those without a standing decision, offers that were decided
+        after `offered_since`, and orders at or after `bought_since`."""
+        found = Past({}, {}, set())
+        hashes = customer_hashes(salt, everyone)
+        gone = {}
+        for row in self._past.rows(
+            connection,
+            campaign=campaign,
+            hashes=self.log.values(hashes),
+            ids=self.log.values(fresh),
+            offered_since=offered_since,
+            bought_since=bought_since,
+        ):
+            if row.fact == "gone":
+                gone[row.who] = row.kind
+            elif row.fact == "converted":
+                found.converted.add(row.who)
+            elif row.sent is not None or row.at > now - UNSENT:
+                found.offers.setdefault(row.who, []).append(row.at)
+        for times in found.offers.values():
             times.sort(reverse=True)
-        return found
-
-    def converted(
-        self, connection: Connection, campaign: str, customers: Iterable[str], since: int
-    ) -> set[str]:
-        """Which of these customers, at or after `since`, redeemed an offer of the campaign, or
-        ordered after a decision of it."""
-        ids = self.log.values(customers)
-        rows = self._converted.rows(connection, campaign=campaign, ids=ids, since=since)
-        return {row.customer_id for row in rows}
+        return found._replace(gone=_named(gone, hashes, everyone))
 
     def of_customer(
         self, connection: Connection, customer: str, limit: int, after: tuple[int, str] | None
