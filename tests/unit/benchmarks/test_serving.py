@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -208,6 +209,27 @@ def test_a_server_that_hangs_up_fails_its_requests_and_the_next_ones_go_on() -> 
         took, failed = drive(url, lambda n: b"{}", 0.5, connections=1, rate=40.0)
         thread.join(10)
     assert (len(took), failed) == (18, 3)
+
+
+@pytest.mark.parametrize(
+    ("cores", "servers", "asking"),
+    [({3}, [3], [3]), ({0, 5}, [0], [5]), (set(range(8)), [0, 1, 2, 3, 4, 5], [6, 7])],
+)
+def test_clients_have_cores_of_their_own(
+    cores: set[int], servers: list[int], asking: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores)
+    assert clients.shared_out() == (servers, asking)
+
+
+def test_what_is_started_on_a_core_runs_there_and_the_rest_as_before() -> None:
+    before = os.sched_getaffinity(0)
+    core = max(before)
+    command = [sys.executable, "-c", "import os; print(*os.sched_getaffinity(0))"]
+    with pytest.raises(ZeroDivisionError), clients.on([core]):
+        assert subprocess.check_output(command, text=True).split() == [str(core)]
+        raise ZeroDivisionError
+    assert os.sched_getaffinity(0) == before
 
 
 def test_the_client_runs_first_where_it_may_and_afterwards_as_before() -> None:
