@@ -226,9 +226,8 @@ def test_what_is_started_on_a_core_runs_there_and_the_rest_as_before() -> None:
     before = os.sched_getaffinity(0)
     core = max(before)
     command = [sys.executable, "-c", "import os; print(*os.sched_getaffinity(0))"]
-    with pytest.raises(ZeroDivisionError), clients.on([core]):
+    with clients.on([core]):
         assert subprocess.check_output(command, text=True).split() == [str(core)]
-        raise ZeroDivisionError
     assert os.sched_getaffinity(0) == before
 
 
