@@ -34,6 +34,7 @@ from serving.problems import (
     on_problem,
     on_validation,
     render,
+    where,
 )
 from serving.renewal import keep_current
 from serving.routes import make_router
@@ -51,7 +52,7 @@ details (RFC 9457). Every answer has an `X-Request-Id`; answers about simulated 
 names; a server without any key answers its own machine alone, and asks for none.
 """
 _ID = re.compile(rf"{ID_PATTERN}\Z")
-log = logging.getLogger("serving.requests")
+log = logging.getLogger(__name__)
 
 
 def create_app(holder: Holder, *, renew: bool = False) -> Envelope:
@@ -211,8 +212,8 @@ class Envelope:
             status = status or 499  # Nobody is left to answer.
         except ProblemError as problem:
             await render(request_id, problem)(scope, receive, sending)
-        except Exception:
-            log.exception("defect in request %s", request_id)
+        except Exception as error:
+            log.error("defect in request %s: %s", request_id, where(error))
             if not status:
                 await render(request_id, ProblemError("internal"))(scope, receive, sending)
             elif not whole:
@@ -233,7 +234,7 @@ class Envelope:
             state.get("key_id"),
             rows,
         )
-        log.info(_encode(line).decode())
+        self.holder.tell(_encode(line))
 
 
 class Line(msgspec.Struct, gc=False):

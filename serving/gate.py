@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +30,20 @@ Headers = Mapping[bytes, bytes]
 State = MutableMapping[str, Any]
 
 
+def _logged(line: bytes) -> None:
+    logging.getLogger("serving.requests").info(line.decode())
+
+
 @dataclass
 class Holder:
-    """The references that a request reads once; a new scorer is put in its place whole."""
+    """The references that a request reads once; a new scorer is put in its place whole. `tell` is
+    given the line of each request; without a server of ours around it, that is the log."""
 
     scorer: Scorer | None = None
     service: Service | None = None
     draining: bool = False
     root: Path = Path("data")
+    tell: Callable[[bytes], None] = _logged
 
     def get(self) -> Scorer:
         if self.scorer is None:

@@ -43,7 +43,7 @@ from serving.load import current_model
 from serving.log.engine import Log, LogUnavailable
 from serving.log.jobs import ATTEMPTS, Job, Jobs
 from serving.log.store import Store
-from serving.problems import ProblemError
+from serving.problems import ProblemError, where
 from serving.renewal import renewed
 from serving.rules import Rules
 from serving.salt import Salt
@@ -207,8 +207,8 @@ class Worker:
         except OSError:
             log.exception("job %s: results can't be written", job.job_id)
             error = "result_disk_full"
-        except Exception:
-            log.exception("defect in job %s", job.job_id)
+        except Exception as defect:
+            log.error("defect in job %s: %s", job.job_id, where(defect))
             if job.attempt < ATTEMPTS:
                 self._give_back(job, job.attempt)
                 return "given back", "internal"

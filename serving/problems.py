@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import msgspec
@@ -103,6 +105,19 @@ def render(request_id: str, problem: ProblemError, status: int | None = None) ->
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return Response(msgspec.json.encode(body), status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def where(error: BaseException) -> str:
+    """What the log tells of a defect: the classes of an exception and of its causes, and the lines
+    they came from, the innermost first. What they say is left out: it may hold customer ids."""
+    found = []
+    cause: BaseException | None = error
+    while cause is not None:
+        frames = reversed(traceback.extract_tb(cause.__traceback__))
+        lines = [f"{Path(one.filename).name}:{one.lineno} {one.name}" for one in frames]
+        found.append(f"{type(cause).__name__} at {', '.join(lines)}")
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return "; after ".join(found)
 
 
 async def on_problem(request: Request, error: Exception) -> Response:

@@ -405,7 +405,7 @@ def test_a_defect_is_tried_three_times_and_told_without_its_cause(
     client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def plan(self: Audience, connection: Any) -> None:
-        raise RuntimeError("a defect")
+        raise RuntimeError(f"a defect of {ALL[0]}")
 
     monkeypatch.setattr(Audience, "plan", plan)
     job_id = jobs.queue(client)
@@ -416,6 +416,7 @@ def test_a_defect_is_tried_three_times_and_told_without_its_cause(
     found = jobs.state(client, job_id)
     assert (found["state"], found["error"]) == ("failed", "internal")
     assert not worker.run_one()
+    assert caplog.text.count(f"defect in job {job_id}: RuntimeError at test_audiences.py:") == 3
     assert not any(customer in caplog.text for customer in ALL)
 
 
