@@ -39,6 +39,8 @@ def _bare(door: socket.socket, content: bytes, number: int) -> None:
         app,
         access_log=False,
         log_level="warning",
+        http="h11",
+        loop="asyncio",
         server_header=False,
         proxy_headers=False,
         limit_concurrency=4096,

@@ -135,6 +135,13 @@ class Lines:
                 sys.stderr.flush()
 
 
+def worth_telling(record: logging.LogRecord) -> bool:
+    """Not that an upgrade was not taken up: Java's client offers one with every request, and each
+    is answered as if it had not."""
+    message = record.getMessage()
+    return not message.startswith(("Unsupported upgrade", "No supported WebSocket library"))
+
+
 class Server(SharingServer):
     """A server that says it is not ready for a while before it stops to listen, so that nobody is
     sent to a closed door."""
@@ -210,6 +217,9 @@ def serve(
         port=start.port,
         access_log=False,
         log_level="warning",
+        # Named, or uvicorn takes what else it finds installed (ADR 0020).
+        http="h11",
+        loop="asyncio",
         ws="none",
         server_header=False,
         proxy_headers=False,  # nothing asks who the client is
@@ -218,6 +228,7 @@ def serve(
         timeout_graceful_shutdown=FINISH_SECONDS,
         limit_concurrency=4096,
     )
+    logging.getLogger("uvicorn.error").addFilter(worth_telling)
     sys.setswitchinterval(SWITCH_SECONDS)
     if start.bound:
         bind(start.number)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,38 @@ def test_the_first_request_imports_nothing_since_the_warm_up_went_the_same_way(
     assert not re.findall(r"import time:.*", during)
     lines = [json.loads(line) for line in re.findall(r"{.*/v1/decisions.*}", started)]
     assert [(r["request_id"], r["status"], r["rows"]) for r in lines] == [("warm-up", 200, 1000)]
+
+
+def test_heads_have_a_bound_and_offers_to_upgrade_cost_nothing(folder: Path) -> None:
+    """Whatever else is installed: another parser has no bound, and loses the body of a request
+    that offers HTTP/2, as every one of Java's own client does."""
+    for name in ("httptools", "uvloop"):
+        (folder / f"{name}.py").write_text("raise RuntimeError('taken up')")
+    body = json.dumps(asked("c-010", dry_run=True)).encode()
+    java = (
+        b"POST /v1/decisions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n"
+    )
+    sized = b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    chunked = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    with running(folder, PYTHONPATH=f"{ROOT}{os.pathsep}{folder}") as client:
+        place = (client.base_url.host, client.base_url.port)
+        with socket.create_connection(place, timeout=20) as sock, sock.makefile("rb") as answers:
+            for rest in (sized, chunked, sized):  # the connection stays
+                sock.sendall(java + rest)
+                assert answers.readline() == b"HTTP/1.1 200 OK\r\n"
+                headers = dict(line.split(b": ", 1) for line in iter(answers.readline, b"\r\n"))
+                answer = json.loads(answers.read(int(headers[b"content-length"])))
+                assert answer["decisions"][0]["customer_id"] == "c-010"
+        with socket.create_connection(place, timeout=20) as sock:
+            sock.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: ")
+            sent = 0
+            with suppress(OSError):
+                while sent < 16 << 20:
+                    sent += sock.send(b"x" * 65536)
+            assert sent < 16 << 20  # it was ended on the way
+        assert client.get("/livez").status_code == 200
+    assert "pgrade" not in (folder / "server.log").read_text()
 
 
 def test_a_server_whose_warm_up_fails_does_not_start(shop: Shop, tmp_path: Path) -> None:
