@@ -22,6 +22,7 @@ from features.config import Config
 from features.errors import InputError
 from serving.gate import Holder
 from serving.load import LoadedModel, current_model, resolve
+from serving.problems import where
 from serving.salt import Salt
 from serving.scorer import Scorer
 from serving.snapshot import (
@@ -70,7 +71,8 @@ async def keep_current(
 ) -> None:
     """Look again and again, until cancelled, and swap what has become current.
 
-    What was refused is not tried again; the old pair goes on, and a metric counts.
+    What was refused is not tried again; the old pair goes on, and a metric counts. Whatever else
+    fails, such as a log that is away, is tried again.
     """
     refused: Pair | None = None
     while True:
@@ -83,6 +85,9 @@ async def keep_current(
             continue
         try:
             found = await anyio.to_thread.run_sync(renewed, scorer, root)
+            if found is None:
+                continue
+            await anyio.to_thread.run_sync(register_configured, service, found)
         except (InputError, UpliftError) as error:
             # Between the two renames of a sync the pair may not go together yet.
             if pair == current_pair(scorer.config, root):
@@ -90,15 +95,17 @@ async def keep_current(
                 service.metrics.load_failures.labels("pair").inc()
                 log.error("a new model or snapshot was refused, the old ones go on: %s", error)
             continue
-        if found is not None:
-            await anyio.to_thread.run_sync(register_configured, service, found)
-            holder.scorer = found
-            log.info(
-                "now serving version %s of %s, snapshot %s",
-                found.model.version,
-                found.model.name,
-                found.snapshot.snapshot_id,
-            )
+        except Exception as error:
+            service.metrics.load_failures.labels("pair").inc()
+            log.error("a new model or snapshot has to wait, the old ones go on: %s", where(error))
+            continue
+        holder.scorer = found
+        log.info(
+            "now serving version %s of %s, snapshot %s",
+            found.model.version,
+            found.model.name,
+            found.snapshot.snapshot_id,
+        )
 
 
 def sync(
@@ -127,6 +134,8 @@ def sync_forever(config: Config, salt: Salt, seconds: float = SYNC_SECONDS) -> N
         try:
             snapshot = sync(config, salt)
             log.info("current: snapshot %s (process %s)", snapshot.snapshot_id, os.getpid())
-        except (InputError, UpliftError) as error:
+        except (InputError, UpliftError, OSError) as error:
             log.error("%s", error)
+        except Exception as error:
+            log.error("defect while syncing: %s", where(error))
         time.sleep(max(1.0, seconds - (time.monotonic() - started)))

@@ -245,7 +245,7 @@ class Service:
             self._keys_until = time.monotonic() + KEYS_SECONDS
             try:
                 self._keys = await self.look(every)
-            except LogUnavailable:
+            except (LogUnavailable, Expired, Stopped):
                 log.warning("API keys can't be read; going by those of the last reading")
         if not self._keys and self.open_without_keys:
             return OPEN

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from serving import renewal
 from serving.gate import Holder
 from serving.load import LoadedModel
-from serving.renewal import current_pair, keep_current, renewed, sync
+from serving.log.engine import LogUnavailable
+from serving.renewal import current_pair, keep_current, renewed, sync, sync_forever
 from serving.snapshot import write_snapshot
+from serving.startup import register_configured
 from tests.unit.serving.answering import asked, make_service
 from tests.unit.serving.small_shop import SALT, Shop, keep_bundle
 from uplift.errors import BundleError
@@ -123,3 +128,53 @@ def test_under_load_every_answer_names_one_pair(
     assert {version for version, _ in pairs} == {"3", "4"}
     assert len(pairs) == 2
     assert seen[-1][0] == "4"
+
+
+def test_a_log_that_is_away_in_the_moment_of_a_swap_delays_it(
+    shop: Shop,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    holder = Holder(shop.scorer(), make_service(shop.scorer(), f"sqlite:///{tmp_path / 'l.db'}"))
+    faults = [LogUnavailable("away"), OSError("no more open files")]
+
+    def failing(*asked: Any) -> None:
+        if faults:
+            raise faults.pop(0)
+        register_configured(*asked)
+
+    monkeypatch.setattr(renewal, "register_configured", failing)
+    write_snapshot(shop.population, second_model(shop, root), shop.config, SALT, root)
+
+    async def run() -> None:
+        renewing = asyncio.create_task(keep_current(holder, root, 0.01))
+        until = time.monotonic() + 20
+        while holder.get().model.version == "3" and time.monotonic() < until:
+            assert not renewing.done()
+            await asyncio.sleep(0.01)
+        renewing.cancel()
+
+    asyncio.run(run())
+    holder.open().close()
+    assert holder.get().model.version == "4"
+    assert caplog.text.count("has to wait, the old ones go on: ") == 2
+    assert holder.open().metrics.load_failures.labels("pair")._value.get() == 2
+
+
+def test_a_sync_that_fails_is_tried_again(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults = [OSError(28, "No space left on device"), KeyError("c-001"), SystemExit]
+
+    def failing(*_: Any) -> None:
+        raise faults.pop(0)
+
+    monkeypatch.setattr(renewal, "sync", failing)
+    monkeypatch.setattr(renewal.os, "nice", lambda _: 0)
+    with pytest.raises(SystemExit):
+        sync_forever(shop.config, SALT, 0.0)
+    assert "No space left on device" in caplog.text
+    assert "defect while syncing: KeyError at test_renewal.py" in caplog.text
+    assert "c-001" not in caplog.text
