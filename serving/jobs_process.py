@@ -120,7 +120,11 @@ class Beside:
                     log.error("the process of the jobs ended with %s", code)
                     again = time.monotonic() + (AGAIN_SECONDS if code < 0 else REFUSED_SECONDS)
             if time.monotonic() >= again and self._waiting():
-                self._process = subprocess.Popen(self._command, env=self._environment)
+                try:
+                    self._process = subprocess.Popen(self._command, env=self._environment)
+                except OSError as error:  # no memory, or too many processes, at the moment
+                    log.error("the process of the jobs cannot be started: %s", error)
+                    again = time.monotonic() + AGAIN_SECONDS
 
     def _abandon(self) -> None:
         """What the process held that has ended is open at once, and not when its lease is over."""

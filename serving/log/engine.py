@@ -28,6 +28,7 @@ from sqlalchemy.exc import (
     NoSuchModuleError,
     OperationalError,
 )
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.sql import ColumnElement
 from sqlalchemy.sql import text as sql
 from sqlalchemy.sql.schema import Column, Table
@@ -136,6 +137,8 @@ def translated() -> Iterator[None]:
         yield
     except OperationalError as error:
         raise LogUnavailable(type(error.orig).__name__) from error
+    except PoolTimeout as error:  # all connections wait for an answer
+        raise LogUnavailable("no connection is free") from error
     except DBAPIError as error:
         # "file is not a database", and nothing more special, is of this very class
         if error.connection_invalidated or type(error.orig) is sqlite3.DatabaseError:
@@ -201,8 +204,14 @@ def _postgres(url: URL) -> Log:
         pool_timeout=2,
         # Errors are logged, and parameters hold customer ids.
         hide_parameters=True,
+        # A database whose machine or network has gone is away after ten seconds, and not after the
+        # quarter of an hour for which the system would try.
         connect_args={
             "connect_timeout": 3,
+            "tcp_user_timeout": 10_000,
+            "keepalives_idle": 4,
+            "keepalives_interval": 2,
+            "keepalives_count": 3,
             "options": "-c synchronous_commit=on -c lock_timeout=5000 -c statement_timeout=15000 "
             "-c timezone=UTC",
         },

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,6 +83,32 @@ def test_a_process_is_started_for_a_job_replaced_when_killed_and_ended_with_the_
         assert len(processes()) == 2  # one at a time
     assert not alive(second)
     log.close()
+
+
+def test_a_process_that_cannot_be_started_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(VARIABLE, f"sqlite:///{tmp_path / 'log.db'}")
+    monkeypatch.setattr(jobs_process, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(jobs_process, "AGAIN_SECONDS", 0.1)
+    log = open_log(f"sqlite:///{tmp_path / 'log.db'}")
+    upgrade(log)
+    with log.write() as connection:
+        Jobs(log).add(connection, "job-a", "c", "k", "{}", now_micros())
+    log.close()
+    beside = Beside(validate(CONFIG), ["--config", "c.yaml"])
+    beside._command = [sys.executable, "-c", f"open({str(tmp_path / 'lives')!r}, 'w')"]
+    faults, start = [OSError(11, "Resource temporarily unavailable")], subprocess.Popen
+
+    def starting(*given: Any, **more: Any) -> Any:
+        if faults:
+            raise faults.pop()
+        return start(*given, **more)
+
+    monkeypatch.setattr(subprocess, "Popen", starting)
+    with beside:
+        wait_for((tmp_path / "lives").exists)
+    assert "cannot be started: [Errno 11]" in caplog.text
 
 
 def test_a_worker_stops_at_a_signal_and_when_its_server_has_gone() -> None:
