@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,8 @@ from features.triggers import fire
 from uplift.data import BoolArray
 
 Texts = npt.NDArray[np.object_]
+# NaT in microseconds: before all times.
+NOW = int(np.iinfo(np.int64).min)
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,11 @@ class ArmRules:
     channel: npt.NDArray[np.int8]
     who: Mapping[str, BoolArray] = field(default_factory=dict)
     fired: Texts | None = None
+
+    @cached_property
+    def free_micros(self) -> npt.NDArray[np.int64]:
+        """(n, K) `free_at` in microseconds."""
+        return in_micros(self.free_at)
 
     def rows(self, some: Any) -> ArmRules:
         """The rules of these customers."""
@@ -115,6 +123,47 @@ def open_arms(
         first.astype("datetime64[us]"),
         eligible & ~(each > moment),
     )
+
+
+class Open(NamedTuple):
+    """`Openness` of one customer, in plain numbers. free_at: microseconds, `NOW` for now."""
+
+    consent: bool
+    eligible: bool
+    free_at: int
+    arms: list[bool]
+
+
+def open_one(
+    rules: ArmRules | None,
+    row: int,
+    consent: bool,
+    free_at: int,
+    arms: int,
+    moment: int,
+    *,
+    entering: bool = True,
+) -> Open:
+    """As `open_arms`, of the customer in this row of the rules; times in microseconds."""
+    if rules is None or arms == 0:
+        return Open(consent, True, free_at, [True] * arms)
+    consented = [consent and some for some in rules.consent[row].tolist()]
+    enters = not entering or rules.entered.item(row)
+    eligible = list(map(bool.__and__, consented, rules.eligible[row].tolist()))
+    eligible = [enters and some for some in eligible]
+    each = [max(free, free_at) for free in rules.free_micros[row].tolist()]
+    first = min((free for free, some in zip(each, eligible, strict=True) if some), default=NOW)
+    return Open(
+        any(consented),
+        any(eligible),
+        first if first > moment else NOW,
+        [some and free <= moment for free, some in zip(each, eligible, strict=True)],
+    )
+
+
+def in_micros(times: Times) -> npt.NDArray[np.int64]:
+    """The same in microseconds; `NOW` for NaT."""
+    return times.astype("datetime64[us]", copy=False).view(np.int64)
 
 
 def arm_rules(

@@ -12,6 +12,7 @@ import hmac
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
+from itertools import compress
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -246,8 +247,8 @@ class Audience:
 
     def _keep_fresh(self, group: Group, keep: Sequence[bool]) -> None:
         assert group.facts is not None
-        group.fresh = [i for i, kept in zip(group.fresh, keep, strict=True) if kept]
-        group.facts = _some(group.facts, np.array(keep, dtype=bool))
+        group.fresh = list(compress(group.fresh, keep))
+        group.facts = group.facts.some(keep)
 
     def _judged(self, group: Group, left: int | None) -> Judged:
         return judge(

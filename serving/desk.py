@@ -39,7 +39,6 @@ from serving.scorer import Scorer
 from uplift.data import BoolArray
 from uplift.policy import Reason
 
-NEVER = np.datetime64("NaT", "us")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -272,8 +271,7 @@ class Desk:
         if group.rules.default is not None:
             said = {c.customer_id for k in group.asks for c in asks[k].customers if c.consent}
             facts = group.facts or Facts.none(len(group.fresh))
-            stated = np.array([i in said for i in group.fresh], dtype=bool)
-            group.facts = replace(facts, stated=stated)
+            group.facts = replace(facts, stated=[i in said for i in group.fresh])
 
     def look(self, connection: Connection, group: Group, customers: Iterable[str]) -> None:
         """What the log knows of these customers."""
@@ -298,16 +296,11 @@ class Desk:
             left = stock.left(self.log, connection, rules.campaign.limited)
             arms = rules.campaign.arms
             group.in_stock = np.array([left.get(arm, 1) > 0 for arm in arms], dtype=bool)
-        free_at = np.full(len(group.fresh), NEVER)
-        for place, customer in enumerate(group.fresh) if past.offers else ():
-            until = rules.capped_until(past.offers.get(customer, []))
-            if until is not None:
-                free_at[place] = np.datetime64(until, "us")
         group.facts = Facts(
-            np.array([i in group.gone for i in group.fresh], dtype=bool),
-            np.array([group.gone.get(i) == "erased" for i in group.fresh], dtype=bool),
-            free_at,
-            np.array([i in past.converted for i in group.fresh], dtype=bool),
+            [i in group.gone for i in group.fresh],
+            [group.gone.get(i) == "erased" for i in group.fresh],
+            [rules.capped_until(past.offers.get(i, [])) for i in group.fresh],
+            [i in past.converted for i in group.fresh],
         )
 
     def _evaluate(self, group: Group) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -160,12 +161,14 @@ def warned(scorer: Scorer, rules: Rules, now: datetime) -> list[str]:
 def shortest(values: npt.NDArray[np.float32]) -> list[float | None]:
     """Each float32 as the double of its shortest decimals, which float32 reads back bit for bit;
     None for what is not finite."""
+    if len(values) < MANY:
+        return list(map(short, values))
     finite = np.isfinite(values)
-    if len(values) >= MANY:
-        decimals = pa.array(values, mask=~finite).cast(pa.string()).cast(pa.float64())
-        found: list[float | None] = decimals.to_pylist()
-        return found
-    return [
-        float(text) if fine else None
-        for text, fine in zip(values.astype("U16").tolist(), finite.tolist(), strict=True)
-    ]
+    decimals = pa.array(values, mask=~finite).cast(pa.string()).cast(pa.float64())
+    found: list[float | None] = decimals.to_pylist()
+    return found
+
+
+def short(value: np.float32) -> float | None:
+    """`shortest` of one."""
+    return float(str(value)) if math.isfinite(value) else None

@@ -1,9 +1,8 @@
 """The decisions of `evaluation.evaluate_many` for a few customers, in plain numbers.
 
 Under load most groups are of one to three customers, and each of the two hundred steps of numpy
-that decide for them takes as long as for a hundred (ADR 0024). What is looked up in the snapshot is
-looked up together; the rest is done for one customer after the other. The result is the same to the
-last bit (tests/unit/serving/test_few.py).
+that decide for them takes as long as for a hundred (ADR 0024). So they are decided one after the
+other. The result is the same to the last bit (tests/unit/serving/test_few.py).
 """
 
 from __future__ import annotations
@@ -11,14 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from features.config import CONTROL
 from serving import schemas
-from serving.evaluated import Evaluated, Kept, profile_states, shortest, warned
+from serving.arms import NOW
+from serving.evaluated import Evaluated, Kept, short, warned
 from serving.judging import MICROS, Facts, no_arm, stands
 from serving.population import FOREVER
 from serving.rules import Rules
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from serving.scorer import Scorer
 
 FEW = 16
+_FOREVER = int(FOREVER.astype(np.int64))
 
 
 def can(scorer: Scorer, rules: Rules, n: int) -> bool:
@@ -52,34 +52,12 @@ def evaluate_few(
     facts = facts or Facts.none(len(ids))
     standing = stands(scorer, rules, now, active, in_stock)
     people, arms, window = scorer.snapshot.population, scorer.snapshot.arms, standing.window
-    scores, campaign = people.scores, window.campaign
-    rows, known = people.find(ids)
-    known = known & ~facts.erased
-    opened = people.open_at(standing.at, rows, entering=standing.ours)
-    fits = opened.eligible if rules.eligible is None else opened.eligible & rules.eligible[rows]
-    capped = (opened.free_at > standing.at) | (facts.free_at > standing.wall)
-    everyone = zip(
-        ids,
-        scores.reward[rows].tolist(),
-        scores.cost[rows].tolist(),
-        scores.response[rows].tolist(),
-        opened.arms.tolist(),
-        known.tolist(),
-        (~opened.consent | facts.withheld).tolist(),
-        fits.tolist(),
-        [False] * len(ids) if facts.converted is None else facts.converted.tolist(),
-        capped.tolist(),
-        [None] * len(ids)
-        if people.toll is None or not standing.ours
-        else people.toll[rows].tolist(),
-        strict=True,
-    )
-    on = [
-        o and i for o, i in zip(standing.offered.tolist(), standing.in_stock.tolist(), strict=True)
-    ]
+    scores, campaign, toll = people.scores, window.campaign, None
     offered = standing.offered.tolist()
+    on = list(map(bool.__and__, offered, standing.in_stock.tolist()))
     silent = [min(campaign.min_profit, 0.0) - 1.0] * len(arms) if campaign.sends_nothing else None
-    only = campaign.exploration_only
+    only, told = campaign.exploration_only, scorer.told.tolist()
+    warnings, names = warned(scorer, rules, now), (CONTROL, *arms)
     alone = Alone(
         campaign.shares,
         scorer.salt.value,
@@ -89,33 +67,78 @@ def evaluate_few(
         campaign.min_profit,
         [False] * len(arms) if only is None else only.tolist(),
     )
+    nothing = [0.0] * len(arms)
+    closed = standing.closed or Reason.UNKNOWN_CUSTOMER
     drawn: list[Drawn] = []
+    items: list[schemas.Decision] = []
     reserves: list[int] = []
-    for one, reward, cost, response, left_open, there, withheld, fit, done, held, toll in everyone:
-        reserve = _reserve(rules, cost)
-        in_draw = [
-            here and now_on and (left is None or need <= left)
-            for here, now_on, need in zip(left_open, on, reserve, strict=True)
-        ]
-        usable = all(map(math.isfinite, (*reward, *cost, response)))
-        refusals = standing.refusals(not there, not usable, withheld, not fit, done, held)
-        if not any(in_draw):
-            in_date = any(map(bool.__and__, left_open, offered))
-            available = any(map(bool.__and__, left_open, on))
-            refusals += no_arm(not in_date, not available, True)
-        refused = next((reason for reason, holds in refusals if holds), None)
-        found = alone.decide(
-            one, reward if silent is None else silent, cost, toll, in_draw, refused
-        )
+    retry: list[int | None] = []
+    for i, (one, row) in enumerate(zip(ids, people.find_few(ids), strict=True)):
+        response = uplift = None
+        held, free = False, NOW
+        reserve: Sequence[int] = ()
+        if row is None or facts.erased[i]:
+            profile: schemas.Profile = "unknown"
+            found = alone.decide(one, nothing, nothing, None, [False] * len(arms), closed)
+        else:
+            profile = "no_history" if people.tier.text(row) == "prospect" else "known"
+            reward, cost = scores.reward[row].tolist(), scores.cost[row].tolist()
+            if people.toll is not None and standing.ours:
+                toll = people.toll[row].tolist()
+            left_open = people.open_one(row, standing.at, entering=standing.ours)
+            log_free = facts.free_at[i]
+            held = left_open.free_at > standing.at
+            if log_free is not None:
+                held, free = held or log_free > standing.wall, log_free
+            free = max(free, left_open.free_at)
+            reserve = _reserve(rules, cost)
+            in_draw = [
+                here and now_on and (left is None or need <= left)
+                for here, now_on, need in zip(left_open.arms, on, reserve, strict=True)
+            ]
+            refusals = standing.refusals(
+                False,
+                not all(map(math.isfinite, (*reward, *cost, scores.response.item(row)))),
+                not left_open.consent or facts.withheld[i],
+                not (left_open.eligible and (rules.eligible is None or rules.eligible.item(row))),
+                facts.converted is not None and facts.converted[i],
+                held,
+            )
+            if not any(in_draw):
+                in_date = any(map(bool.__and__, left_open.arms, offered))
+                available = any(map(bool.__and__, left_open.arms, on))
+                refusals += no_arm(not in_date, not available, True)
+            refused = next((reason for reason, holds in refusals if holds), None)
+            found = alone.decide(one, silent or reward, cost, toll, in_draw, refused)
+            shown = found.arm - 1 if found.arm else _best(reward, told)
+            response, uplift = short(scores.response[row]), short(scores.cate[row, shown])
+        arm = found.arm
         drawn.append(found)
-        reserves.append(reserve[found.arm - 1] if found.arm else 0)
-    retry = [
-        _retry(each.reason, standing.quiet_until, held, free)
-        for each, held, free in zip(
-            drawn, capped.tolist(), np.fmax(opened.free_at, facts.free_at), strict=True
+        reserves.append(reserve[arm - 1] if arm else 0)
+        retry.append(_retry(found.reason, standing.quiet_until, held, free))
+        items.append(
+            schemas.Decision(
+                i,
+                one,
+                None,
+                "offer" if arm else "none",
+                names[arm],
+                names[arm] if arm else None,
+                found.reason,
+                found.is_holdout,
+                found.is_exploration,
+                round(found.assignment_prob, 6),
+                response,
+                uplift,
+                round(found.profit * MICROS),
+                round(found.cost * MICROS),
+                profile,
+                False,
+                window.shown[arm] if arm else None,
+                shown_time(retry[i]),
+                warnings,
+            )
         )
-    ]
-    items = _items(scorer, rows, known, ids, drawn, window.shown, retry, warned(scorer, rules, now))
     return Evaluated(
         scorer,
         campaign,
@@ -130,7 +153,7 @@ def evaluate_few(
             [each.probs for each in drawn],
             reserves,
             [each.profit for each in drawn],
-            facts.erased.tolist(),
+            list(facts.erased),
         ),
     )
 
@@ -144,55 +167,20 @@ def _reserve(rules: Rules, cost: Sequence[float]) -> Sequence[int]:
     return micro if factor == 1.0 else [math.ceil(each * factor) for each in micro]
 
 
-def _retry(reason: Reason, quiet: datetime | None, capped: bool, free: np.datetime64) -> int | None:
+def _retry(reason: Reason, quiet: datetime | None, capped: bool, free: int) -> int | None:
     """When to ask again, microseconds; of contact caps and quiet hours alone."""
     if reason == Reason.QUIET_HOURS:
         return None if quiet is None else micros(quiet)
-    if reason != Reason.CONTACT_CAP or not capped or free >= FOREVER:
-        return None
-    return int(free.astype(np.int64))
+    return free if reason == Reason.CONTACT_CAP and capped and free < _FOREVER else None
 
 
-def _items(
-    scorer: Scorer,
-    rows: npt.NDArray[np.int64],
-    known: BoolArray,
-    ids: Sequence[str],
-    drawn: Sequence[Drawn],
-    until: Sequence[str | None],
-    retry: Sequence[int | None],
-    warnings: list[str],
-) -> list[schemas.Decision]:
-    scores, n = scorer.snapshot.population.scores, len(ids)
-    best = np.where(scorer.told, scores.reward[rows], -np.inf).argmax(axis=1).tolist()
-    shown = [each.arm - 1 if each.arm else k for each, k in zip(drawn, best, strict=True)]
-    told: list[Any] = shortest(np.concatenate([scores.response[rows], scores.cate[rows, shown]]))
-    names = (CONTROL, *scorer.snapshot.arms)
-    states = profile_states(scorer, rows, known)
-    items = []
-    for i, (one, there, each) in enumerate(zip(ids, known.tolist(), drawn, strict=True)):
-        arm = each.arm
-        items.append(
-            schemas.Decision(
-                i,
-                one,
-                None,
-                "offer" if arm else "none",
-                names[arm],
-                names[arm] if arm else None,
-                each.reason,
-                each.is_holdout,
-                each.is_exploration,
-                round(each.assignment_prob, 6),
-                told[i] if there else None,
-                told[n + i] if there else None,
-                round(each.profit * MICROS),
-                round(each.cost * MICROS),
-                states[i],
-                False,
-                until[arm] if arm else None,
-                shown_time(retry[i]),
-                warnings,
-            )
-        )
-    return items
+def _best(reward: Sequence[float], told: Sequence[bool]) -> int:
+    """The arm of greatest reward whose effect may be told, the first of equal ones; as numpy, one
+    that is not a number is the greatest."""
+    best, found = -math.inf, 0
+    for k, (worth, may) in enumerate(zip(reward, told, strict=True)):
+        if may and (worth > best or math.isnan(worth)):
+            best, found = worth, k
+            if math.isnan(worth):
+                break
+    return found

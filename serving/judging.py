@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from itertools import compress
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,22 +37,36 @@ Holds = BoolArray | bool
 class Facts:
     """What the log knows of n customers beside the snapshot.
 
-    withheld: (n,) consent was withdrawn, or the customer erased; erased: (n,) the latter;
-    free_at: (n,) when contact caps let the next offer through; NaT: now; converted: (n,) has
-    ordered or redeemed already; stated: (n,) the request says that the customer consents.
+    withheld: consent was withdrawn, or the customer erased; erased: the latter; free_at: when
+    contact caps let the next offer through, microseconds; None: now; converted: has ordered or
+    redeemed already; stated: the request says that the customer consents.
     """
 
-    withheld: BoolArray
-    erased: BoolArray
-    free_at: Times
-    converted: BoolArray | None = None
-    stated: BoolArray | None = None
+    withheld: Sequence[bool]
+    erased: Sequence[bool]
+    free_at: Sequence[int | None]
+    converted: Sequence[bool] | None = None
+    stated: Sequence[bool] | None = None
 
     @classmethod
     def none(cls, n: int) -> Facts:
         """A log that knows nothing."""
-        no = np.zeros(n, dtype=bool)
-        return cls(no, no, np.full(n, NEVER))
+        no = [False] * n
+        return cls(no, no, [None] * n)
+
+    def some(self, keep: Sequence[bool]) -> Facts:
+        """Those of the customers who are kept."""
+
+        def kept(values: Sequence[Any] | None) -> Any:
+            return None if values is None else list(compress(values, keep))
+
+        return Facts(
+            kept(self.withheld),
+            kept(self.erased),
+            kept(self.free_at),
+            kept(self.converted),
+            kept(self.stated),
+        )
 
 
 @dataclass(frozen=True)
@@ -89,14 +104,14 @@ class Judged:
 class Standing:
     """What holds of everyone who is asked about at one moment.
 
-    at: the shop's time; wall: the log's. ours: the campaign is the configuration's own. offered,
-    in_stock: (K,) arms that the campaign has, and of which a piece is left. closed: why nobody is
-    offered anything, if so.
+    at: the shop's time; wall: the log's; microseconds. ours: the campaign is the configuration's
+    own. offered, in_stock: (K,) arms that the campaign has, and of which a piece is left. closed:
+    why nobody is offered anything, if so.
     """
 
     window: Window
-    at: np.datetime64
-    wall: np.datetime64
+    at: int
+    wall: int
     ours: bool
     offered: BoolArray
     in_stock: BoolArray
@@ -147,16 +162,16 @@ def stands(
     window = rules.window(now)
     campaign = window.campaign
     # With a fixed as_of the shop's time stands; the log's times are those of the wall.
-    moment = rules.stands_at or now
-    moment_micros = micros(moment)
-    valid = [end is None or end > moment_micros for end in window.ends[1:]]
+    moment, wall = rules.stands_at or now, micros(now)
+    at = wall if moment is now else micros(moment)
+    valid = [end is None or end > at for end in window.ends[1:]]
     offered = campaign.offered_at(moment)
     if not all(valid):
         offered = offered & np.array(valid, dtype=bool)
     return Standing(
         window,
-        np.datetime64(moment_micros, "us"),
-        np.datetime64(micros(now), "us"),
+        at,
+        wall,
         campaign.campaign_id == scorer.config.name,
         offered,
         campaign.in_stock if in_stock is None else in_stock,
@@ -182,12 +197,14 @@ def judge(
     people = scorer.snapshot.population
     facts = facts or Facts.none(len(ids))
     standing = stands(scorer, rules, now, active, in_stock)
+    at, wall = np.datetime64(standing.at, "us"), np.datetime64(standing.wall, "us")
+    erased = np.array(facts.erased, dtype=bool)
     rows, known = people.find(ids)
-    known = known & ~facts.erased
+    known = known & ~erased
     reward = people.scores.reward[rows].astype(np.float64)
     cost = people.scores.cost[rows].astype(np.float64)
     response = people.scores.response[rows].astype(np.float64)
-    left_open = people.open_at(standing.at, rows, entering=standing.ours)
+    left_open = people.open_at(at, rows, entering=standing.ours)
     fits = (
         left_open.eligible
         if rules.eligible is None
@@ -196,15 +213,15 @@ def judge(
     new: BoolArray | None = None
     there = known
     if rules.default is not None and facts.stated is not None:
-        new = ~known & ~facts.erased & facts.stated
+        new = ~known & ~erased & np.array(facts.stated, dtype=bool)
         there = known | new
         # The rows of the score table that stand for unknown customers mean nothing.
         reward[new], response[new], cost[new] = 0.0, 0.0, 0.0
         cost[new, rules.default.arm] = rules.default.cost
         left_open = _open_to_default(left_open, rules.default, new)
         fits = np.where(new, rules.default.eligible, fits)
-    shop_free, log_free = left_open.free_at, facts.free_at
-    capped = (shop_free > standing.at) | (log_free > standing.wall)
+    shop_free, log_free = left_open.free_at, np.array(facts.free_at, dtype="datetime64[us]")
+    capped = (shop_free > at) | (log_free > wall)
     reserve = _reserve(rules, cost)
     in_date = left_open.arms & standing.offered
     available = in_date & standing.in_stock
@@ -217,9 +234,9 @@ def judge(
     refusals = standing.refusals(
         ~there,
         ~usable(reward, cost, response),
-        ~left_open.consent | facts.withheld,
+        ~left_open.consent | np.array(facts.withheld, dtype=bool),
         ~fits,
-        False if facts.converted is None else facts.converted,
+        False if facts.converted is None else np.array(facts.converted, dtype=bool),
         capped,
     )
     if not affordable.any(axis=1).all():
@@ -228,7 +245,7 @@ def judge(
     return Judged(
         rows=rows,
         known=known,
-        erased=facts.erased,
+        erased=erased,
         reward=reward,
         cost=cost,
         reserve=reserve,

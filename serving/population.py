@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,14 @@ from features.spine import all_customers, naive_utc
 from features.tables import Tables
 from serving.arms import (
     ArmRules,
+    Open,
     Openness,
     arm_rules,
     best_hours,
     channels_of,
+    in_micros,
     open_arms,
+    open_one,
     refuse_rules,
 )
 from serving.unseen import Unseen, unseen_arms
@@ -64,6 +68,11 @@ class Labels:
         """Names of these rows, None where missing."""
         names: npt.NDArray[np.object_] = np.array([None, *self.names], dtype=object)
         return names[self.codes[rows]]  # type: ignore[no-any-return]
+
+    def text(self, row: int) -> str | None:
+        """The name of one row."""
+        code = self.codes.item(row)
+        return self.names[code - 1] if code else None
 
     def has(self, name: str, rows: Any = slice(None)) -> BoolArray:
         """(m,) whether these rows have this name."""
@@ -125,10 +134,31 @@ class Population:
             None if self.arms is None else self.arms.rows(rows),
             np.asarray(self.consent[rows]),
             np.asarray(self.free_at[rows]),
-            self.scores.reward.shape[1] + (0 if self.unseen is None else len(self.unseen.arms)),
+            self._width,
             moment,
             entering=entering,
         )
+
+    def open_one(self, row: int, moment: int, *, entering: bool = True) -> Open:
+        """`open_at` for one row, in plain numbers; moment: microseconds."""
+        return open_one(
+            self.arms,
+            row,
+            self.consent.item(row),
+            self._free_micros.item(row),
+            self._width,
+            moment,
+            entering=entering,
+        )
+
+    @property
+    def _width(self) -> int:
+        seen: int = self.scores.reward.shape[1]
+        return seen + (0 if self.unseen is None else len(self.unseen.arms))
+
+    @cached_property
+    def _free_micros(self) -> npt.NDArray[np.int64]:
+        return in_micros(self.free_at)
 
     def seen_only(self) -> Population:
         """Without the coupons that the model has not seen."""
@@ -159,6 +189,17 @@ class Population:
         rows = self.customer_id.searchsorted(wanted.astype(self.customer_id.dtype))
         rows = np.minimum(rows, len(self) - 1)
         return rows.astype(np.int64, copy=False), self.customer_id[rows] == wanted
+
+    def find_few(self, ids: Sequence[str]) -> list[int | None]:
+        """The row of each id; None for an unknown one."""
+        wanted = [i.encode("ascii", "replace") for i in ids]
+        # Longer ids than all known ones are cut here, and are no known one's below.
+        rows = self.customer_id.searchsorted(np.array(wanted, dtype=self.customer_id.dtype))
+        n = len(self)
+        return [
+            row if row < n and self.customer_id.item(row) == one else None
+            for row, one in zip(rows.tolist(), wanted, strict=True)
+        ]
 
 
 def from_source(config: Config, bundle: ScoringBundle, as_of: datetime, threads: int) -> Population:

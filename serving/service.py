@@ -70,7 +70,7 @@ class Service:
         )
         self._kept = Kept(self.log.reading)
         self.reader: GroupThread[Ask | Change] = GroupThread("log-reader", self._read)
-        self._near = Kept(self.log.glancing)
+        self._near = Kept(self.log.glancing, plain=not self.log.postgres)
         self._rounds: Rounds[Ask | Change] = Rounds(self._read_now, self.reader)
         self._rules: dict[str, Rules] = {}
         self._owners: dict[str, Scorer] = {}

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ class LogUnavailable(Exception):
 @dataclass(frozen=True)
 class Log:
     """An opened decision log. `writing` begins transactions that hold the write lock; `reading`
-    never waits for one; `glancing` is the same, but of a file it waits for nobody at all.
+    never waits for one; `glancing` waits for nobody at all, and of a file begins no transactions
+    by itself (`plainly` does, for `Kept`).
     The URL may hold a password and never stands in `repr`."""
 
     url: URL = field(repr=False)
@@ -245,7 +247,7 @@ def _sqlite(url: URL) -> Log:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
         turn = Turn(f"{url.database}-turn", TURN_SECONDS)
 
-    def engine(begin: str, *pragmas: str, seconds: float = BUSY_SECONDS) -> Engine:
+    def engine(begin: str | None, *pragmas: str, seconds: float = BUSY_SECONDS) -> Engine:
         made = create_engine(
             url,
             connect_args={"timeout": seconds, "check_same_thread": False},
@@ -260,25 +262,28 @@ def _sqlite(url: URL) -> Log:
             for pragma in ("synchronous=FULL", "cache_size=-65536", *pragmas):
                 connection.execute(f"PRAGMA {pragma}")
 
-        @event.listens_for(made, "begin")
-        def begun(connection: Connection) -> None:
-            # Through SQLAlchemy, this word alone would take ten times as long.
-            try:
-                connection.connection.driver_connection.execute(begin)  # type: ignore[union-attr]
-            except sqlite3.OperationalError as error:
-                raise OperationalError(begin, None, error) from error
-            except sqlite3.DatabaseError as error:
-                raise DBAPIError(begin, None, error) from error
-
+        if begin is not None:
+            event.listen(made, "begin", partial(plainly, word=begin))
         return made
 
     return Log(
         url,
         engine("BEGIN IMMEDIATE", "journal_mode=WAL"),
         engine("BEGIN", "query_only=ON"),
-        engine("BEGIN", "query_only=ON", seconds=0.0),
+        engine(None, "query_only=ON", seconds=0.0),
         turn,
     )
+
+
+def plainly(connection: Connection, word: str) -> None:
+    """Begin or end a transaction on the driver's own connection to a file: through SQLAlchemy, the
+    word alone would take ten times as long. Raises what SQLAlchemy raises."""
+    try:
+        connection.connection.driver_connection.execute(word)  # type: ignore[union-attr]
+    except sqlite3.OperationalError as error:
+        raise OperationalError(word, None, error) from error
+    except sqlite3.DatabaseError as error:
+        raise DBAPIError(word, None, error) from error
 
 
 def json_text(values: Mapping[str, Any] | Sequence[Any]) -> str:

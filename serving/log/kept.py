@@ -15,16 +15,17 @@ from sqlalchemy import Engine
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from serving.log.engine import LogUnavailable, translated
+from serving.log.engine import LogUnavailable, plainly, translated
 
 T = TypeVar("T")
 
 
 class Kept:
-    """One thread at a time; opened with the first view."""
+    """One thread at a time; opened with the first view. plain: the engine begins no transactions,
+    so views are begun and ended on the driver's connection."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, *, plain: bool = False) -> None:
+        self._engine, self._plain = engine, plain
         self._connection: Connection | None = None
 
     def view(self, work: Callable[[Connection], T]) -> T:
@@ -43,6 +44,11 @@ class Kept:
             with translated():
                 if self._connection is None:
                     self._connection = self._engine.connect()
+                if self._plain:
+                    plainly(self._connection, "BEGIN")
+                    found = work(self._connection)
+                    plainly(self._connection, "ROLLBACK")
+                    return found
                 transaction = self._connection.begin()
                 found = work(self._connection)
                 transaction.rollback()

@@ -1,4 +1,4 @@
-"""Statements that every request waits for: built once, and read from the driver's own cursor.
+"""Statements that every request waits for: built once, and read from the driver's own connection.
 
 For a statement that finds one row, SQLAlchemy takes 50 microseconds around the 7 of SQLite
 (docs/benchmarks.md, Serving); a decision asks three of them, and while it does, all other requests
@@ -44,14 +44,11 @@ class Lookup:
         bound: Any = {**self._fixed, **values}
         if self._places is not None:
             bound = [bound[name] for name in self._places]
-        cursor = connection.connection.cursor()
+        driver: Any = connection.connection.driver_connection
         try:
-            cursor.execute(self._text, bound)
-            found = cursor.fetchall()
+            found = driver.execute(self._text, bound).fetchall()
         except self._dialect.loaded_dbapi.Error as error:
-            raise self._told(connection, cursor, error) from error
-        finally:
-            cursor.close()
+            raise self._told(connection, error) from error
         if not found:
             return []
         if self._booleans:
@@ -64,10 +61,10 @@ class Lookup:
             values[i] = bool(values[i])
         return values
 
-    def _told(self, connection: Connection, cursor: Any, error: Any) -> DBAPIError:
+    def _told(self, connection: Connection, error: Any) -> DBAPIError:
         """An error of the driver as SQLAlchemy tells it, without parameters: they hold ids."""
         driver, raw = self._dialect.loaded_dbapi, connection.connection.driver_connection
-        lost = self._dialect.is_disconnect(error, raw, cursor)
+        lost = self._dialect.is_disconnect(error, raw, None)
         if lost:
             connection.invalidate(error)
         kind = OperationalError if isinstance(error, driver.OperationalError) else DBAPIError

@@ -16,6 +16,7 @@ from serving.evaluation import Facts, evaluate, evaluate_few, evaluate_many
 from serving.few import FEW, can
 from serving.rules import DefaultOffer, Quiet, Rules
 from serving.scorer import Scorer
+from serving.times import micros
 from tests.unit.serving.small_shop import AS_OF, CUSTOMERS, Shop
 from uplift.policy import Reason, Shares
 
@@ -91,13 +92,11 @@ def test_few_are_decided_as_many(shop: Shop, seed: int) -> None:
         facts = None
         if rng.random() < 0.8:
             n = len(some)
-            free = np.where(
-                rng.random(n) < 0.2, np.datetime64(now.replace(tzinfo=None), "us"), None
-            )
+            free = micros(now) + int(rng.choice([-1, 1])) * 3_600_000_000
             facts = Facts(
-                rng.random(n) < 0.1, rng.random(n) < 0.1,
-                free.astype("datetime64[us]") + np.timedelta64(int(rng.choice([-1, 1])), "h"),
-                rng.random(n) < 0.1 if rng.random() < 0.5 else None,
+                (rng.random(n) < 0.1).tolist(), (rng.random(n) < 0.1).tolist(),
+                [free if capped else None for capped in rng.random(n) < 0.2],
+                (rng.random(n) < 0.1).tolist() if rng.random() < 0.5 else None,
             )  # fmt: skip
         assert can(scorer, rules, len(some))
         asked = (scorer, rules, some, now, facts, left, active, in_stock)
@@ -122,5 +121,5 @@ def test_many_customers_and_default_offers_go_the_other_way(shop: Shop) -> None:
     assert not can(scorer, scorer.rules, FEW + 1)
     default = replace(scorer.rules, default=DefaultOffer(0, 0.5))
     assert not can(scorer, default, 1)
-    facts = replace(Facts.none(1), stated=np.array([True]))
+    facts = replace(Facts.none(1), stated=[True])
     assert evaluate(scorer, default, ["nobody"], AS_OF, facts=facts).items[0].action == "offer"

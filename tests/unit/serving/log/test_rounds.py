@@ -97,7 +97,7 @@ def test_a_glance_does_not_wait_for_a_lock(tmp_path: Path) -> None:
     log = open_log(f"sqlite:///{tmp_path / 'log.db'}")
     upgrade(log)
     log.close()
-    near, usual = Kept(log.glancing), Kept(log.reading)
+    near, usual = Kept(log.glancing, plain=True), Kept(log.reading)
     with closing(
         sqlite3.connect(tmp_path / "log.db", isolation_level=None, check_same_thread=False)
     ) as holder:
