@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from features.config import CONTROL
 from serving import schemas
 from serving.arms import NOW
 from serving.evaluated import Evaluated, Kept, short, warned
-from serving.judging import MICROS, Facts, no_arm, stands
+from serving.judging import MICROS, Facts, Standing, no_arm, stands
 from serving.population import FOREVER
 from serving.rules import Rules
 from serving.times import micros, shown_time
@@ -51,110 +51,153 @@ def evaluate_few(
     """As `evaluation.evaluate`, where `can`."""
     facts = facts or Facts.none(len(ids))
     standing = stands(scorer, rules, now, active, in_stock)
-    people, arms, window = scorer.snapshot.population, scorer.snapshot.arms, standing.window
-    scores, campaign, toll = people.scores, window.campaign, None
-    offered = standing.offered.tolist()
-    on = list(map(bool.__and__, offered, standing.in_stock.tolist()))
-    silent = [min(campaign.min_profit, 0.0) - 1.0] * len(arms) if campaign.sends_nothing else None
-    only, told = campaign.exploration_only, scorer.told.tolist()
-    warnings, names = warned(scorer, rules, now), (CONTROL, *arms)
-    alone = Alone(
-        campaign.shares,
-        scorer.salt.value,
-        campaign.campaign_id,
-        campaign.window_id,
-        rules.shadow_price,
-        campaign.min_profit,
-        [False] * len(arms) if only is None else only.tolist(),
-    )
-    nothing = [0.0] * len(arms)
-    closed = standing.closed or Reason.UNKNOWN_CUSTOMER
-    drawn: list[Drawn] = []
-    items: list[schemas.Decision] = []
-    reserves: list[int] = []
-    retry: list[int | None] = []
-    for i, (one, row) in enumerate(zip(ids, people.find_few(ids), strict=True)):
-        response = uplift = None
-        held, free = False, NOW
-        reserve: Sequence[int] = ()
-        if row is None or facts.erased[i]:
-            profile: schemas.Profile = "unknown"
-            found = alone.decide(one, nothing, nothing, None, [False] * len(arms), closed)
-        else:
-            profile = "no_history" if people.tier.text(row) == "prospect" else "known"
-            reward, cost = scores.reward[row].tolist(), scores.cost[row].tolist()
-            if people.toll is not None and standing.ours:
-                toll = people.toll[row].tolist()
-            left_open = people.open_one(row, standing.at, entering=standing.ours)
-            log_free = facts.free_at[i]
-            held = left_open.free_at > standing.at
-            if log_free is not None:
-                held, free = held or log_free > standing.wall, log_free
-            free = max(free, left_open.free_at)
-            reserve = _reserve(rules, cost)
-            in_draw = [
-                here and now_on and (left is None or need <= left)
-                for here, now_on, need in zip(left_open.arms, on, reserve, strict=True)
-            ]
-            refusals = standing.refusals(
-                False,
-                not all(map(math.isfinite, (*reward, *cost, scores.response.item(row)))),
-                not left_open.consent or facts.withheld[i],
-                not (left_open.eligible and (rules.eligible is None or rules.eligible.item(row))),
-                facts.converted is not None and facts.converted[i],
-                held,
-            )
-            if not any(in_draw):
-                in_date = any(map(bool.__and__, left_open.arms, offered))
-                available = any(map(bool.__and__, left_open.arms, on))
-                refusals += no_arm(not in_date, not available, True)
-            refused = next((reason for reason, holds in refusals if holds), None)
-            found = alone.decide(one, silent or reward, cost, toll, in_draw, refused)
-            shown = found.arm - 1 if found.arm else _best(reward, told)
-            response, uplift = short(scores.response[row]), short(scores.cate[row, shown])
-        arm = found.arm
-        drawn.append(found)
-        reserves.append(reserve[arm - 1] if arm else 0)
-        retry.append(_retry(found.reason, standing.quiet_until, held, free))
-        items.append(
-            schemas.Decision(
-                i,
-                one,
-                None,
-                "offer" if arm else "none",
-                names[arm],
-                names[arm] if arm else None,
-                found.reason,
-                found.is_holdout,
-                found.is_exploration,
-                round(found.assignment_prob, 6),
-                response,
-                uplift,
-                round(found.profit * MICROS),
-                round(found.cost * MICROS),
-                profile,
-                False,
-                window.shown[arm] if arm else None,
-                shown_time(retry[i]),
-                warnings,
-            )
-        )
+    shop = _Shop(scorer, rules, standing, facts, left)
+    rows = scorer.snapshot.population.find_few(ids)
+    made = [
+        shop.unknown(one) if row is None or erased else shop.known(one, row, i)
+        for i, (one, row, erased) in enumerate(zip(ids, rows, facts.erased, strict=True))
+    ]
+    window, warnings = standing.window, warned(scorer, rules, now)
+    names = (CONTROL, *scorer.snapshot.arms)
     return Evaluated(
         scorer,
-        campaign,
+        window.campaign,
         window.ends,
         now,
-        items,
-        retry,
-        campaign.shares,
+        [
+            _item(i, one, each, names, window.shown, warnings)
+            for i, (one, each) in enumerate(zip(ids, made, strict=True))
+        ],
+        [each.retry_at for each in made],
+        window.campaign.shares,
         lambda: Kept(
-            [each.arm for each in drawn],
-            [each.assignment_prob for each in drawn],
-            [each.probs for each in drawn],
-            reserves,
-            [each.profit for each in drawn],
+            [each.drawn.arm for each in made],
+            [each.drawn.assignment_prob for each in made],
+            [each.drawn.probs for each in made],
+            [each.reserve for each in made],
+            [each.drawn.profit for each in made],
             list(facts.erased),
         ),
+    )
+
+
+class _Made(NamedTuple):
+    """What is decided for one customer."""
+
+    drawn: Drawn
+    profile: schemas.Profile
+    response: float | None = None
+    uplift: float | None = None
+    reserve: int = 0
+    retry_at: int | None = None
+
+
+class _Shop:
+    """What decides for one customer after the other. `left`: of the budget, millionths."""
+
+    def __init__(
+        self, scorer: Scorer, rules: Rules, standing: Standing, facts: Facts, left: int | None
+    ) -> None:
+        self.people, self.rules, self.standing = scorer.snapshot.population, rules, standing
+        self.facts, self.left, self.told = facts, left, scorer.told.tolist()
+        self.offered = standing.offered.tolist()
+        self.on = list(map(bool.__and__, self.offered, standing.in_stock.tolist()))
+        campaign, arms = standing.window.campaign, len(self.on)
+        self.nothing, self.no_arm = [0.0] * arms, [False] * arms
+        self.silent = (
+            [min(campaign.min_profit, 0.0) - 1.0] * arms if campaign.sends_nothing else None
+        )
+        only = campaign.exploration_only
+        self.alone = Alone(
+            campaign.shares,
+            scorer.salt.value,
+            campaign.campaign_id,
+            campaign.window_id,
+            rules.shadow_price,
+            campaign.min_profit,
+            self.no_arm if only is None else only.tolist(),
+        )
+
+    def unknown(self, one: str) -> _Made:
+        """A customer whom the snapshot does not know, or who was erased."""
+        why, nothing = self.standing.closed or Reason.UNKNOWN_CUSTOMER, self.nothing
+        return _Made(self.alone.decide(one, nothing, nothing, None, self.no_arm, why), "unknown")
+
+    def known(self, one: str, row: int, i: int) -> _Made:
+        """The customer in this row of the snapshot, whose facts stand at i."""
+        people, rules, standing, facts = self.people, self.rules, self.standing, self.facts
+        scores, toll = people.scores, None
+        reward, cost = scores.reward[row].tolist(), scores.cost[row].tolist()
+        if people.toll is not None and standing.ours:
+            toll = people.toll[row].tolist()
+        opened = people.open_one(row, standing.at, entering=standing.ours)
+        log_free = facts.free_at[i]
+        held = opened.free_at > standing.at or (log_free is not None and log_free > standing.wall)
+        reserve = _reserve(rules, cost)
+        in_draw = [
+            here and on and (self.left is None or need <= self.left)
+            for here, on, need in zip(opened.arms, self.on, reserve, strict=True)
+        ]
+        refusals = standing.refusals(
+            False,
+            not all(map(math.isfinite, (*reward, *cost, scores.response.item(row)))),
+            not opened.consent or facts.withheld[i],
+            not (opened.eligible and (rules.eligible is None or rules.eligible.item(row))),
+            facts.converted is not None and facts.converted[i],
+            held,
+        )
+        if not any(in_draw):
+            in_date = any(map(bool.__and__, opened.arms, self.offered))
+            available = any(map(bool.__and__, opened.arms, self.on))
+            refusals += no_arm(not in_date, not available, True)
+        refused = next((reason for reason, holds in refusals if holds), None)
+        found = self.alone.decide(one, self.silent or reward, cost, toll, in_draw, refused)
+        shown = found.arm - 1 if found.arm else _best(reward, self.told)
+        retry = None
+        if found.reason == Reason.QUIET_HOURS and standing.quiet_until is not None:
+            retry = micros(standing.quiet_until)
+        elif found.reason == Reason.CONTACT_CAP:
+            free = max(opened.free_at, NOW if log_free is None else log_free)
+            retry = free if free < _FOREVER else None
+        return _Made(
+            found,
+            "no_history" if people.tier.text(row) == "prospect" else "known",
+            short(scores.response[row]),
+            short(scores.cate[row, shown]),
+            reserve[found.arm - 1] if found.arm else 0,
+            retry,
+        )
+
+
+def _item(
+    i: int,
+    one: str,
+    made: _Made,
+    names: Sequence[str],
+    until: Sequence[str | None],
+    warnings: list[str],
+) -> schemas.Decision:
+    found, arm = made.drawn, made.drawn.arm
+    return schemas.Decision(
+        i,
+        one,
+        None,
+        "offer" if arm else "none",
+        names[arm],
+        names[arm] if arm else None,
+        found.reason,
+        found.is_holdout,
+        found.is_exploration,
+        round(found.assignment_prob, 6),
+        made.response,
+        made.uplift,
+        round(found.profit * MICROS),
+        round(found.cost * MICROS),
+        made.profile,
+        False,
+        until[arm] if arm else None,
+        shown_time(made.retry_at),
+        warnings,
     )
 
 
@@ -165,13 +208,6 @@ def _reserve(rules: Rules, cost: Sequence[float]) -> Sequence[int]:
     micro = [round(c * MICROS) if math.isfinite(c) and c > 0 else 0 for c in cost]
     factor = rules.safety_factor
     return micro if factor == 1.0 else [math.ceil(each * factor) for each in micro]
-
-
-def _retry(reason: Reason, quiet: datetime | None, capped: bool, free: int) -> int | None:
-    """When to ask again, microseconds; of contact caps and quiet hours alone."""
-    if reason == Reason.QUIET_HOURS:
-        return None if quiet is None else micros(quiet)
-    return free if reason == Reason.CONTACT_CAP and capped and free < _FOREVER else None
 
 
 def _best(reward: Sequence[float], told: Sequence[bool]) -> int:
