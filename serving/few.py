@@ -29,7 +29,7 @@ from uplift.policy import Reason
 if TYPE_CHECKING:
     from serving.scorer import Scorer
 
-FEW = 16
+FEW = 12
 _FOREVER = int(FOREVER.astype(np.int64))
 
 

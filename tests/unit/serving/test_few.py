@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pytest
 
-from serving.arms import ArmRules
+from serving.arms import ArmRules, in_micros, open_arms, open_one
 from serving.evaluation import Facts, evaluate, evaluate_few, evaluate_many
 from serving.few import FEW, can
 from serving.rules import DefaultOffer, Quiet, Rules
@@ -107,6 +107,30 @@ def test_few_are_decided_as_many(shop: Shop, seed: int) -> None:
         names = [f"d-{i}" for i in range(len(some))]
         assert repr(few.rows(names)) == repr(many.rows(names))
         REACHED.update(item.reason for item in few.items)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_one_customer_is_opened_as_many_are(seed: int) -> None:
+    rng, n, arms = np.random.default_rng(seed), 30, 3
+    days = np.array(["NaT", "2026-01-10", "2026-01-15", "2026-01-20", "9999-12-31"], "M8[us]")
+
+    def some(*shape: int) -> Any:
+        return rng.random(shape) < 0.7
+
+    rules = ArmRules(
+        (), some(n, arms), some(n, arms), some(n), rng.choice(days, (n, arms)),
+        np.full((n, arms), -1, dtype=np.int8),
+    )  # fmt: skip
+    consent, free, at = some(n), rng.choice(days, n), days[2]
+    for asked, entering in ((rules, True), (rules, False), (None, True)):
+        many = open_arms(asked, consent, free, arms, at, entering=entering)
+        shop_free = in_micros(many.free_at).tolist()
+        for row in range(n):
+            mine, when = bool(consent[row]), in_micros(free).item(row)
+            one = open_one(asked, row, mine, when, arms, in_micros(at).item(), entering=entering)
+            assert one == (
+                many.consent[row], many.eligible[row], shop_free[row], many.arms[row].tolist()
+            )  # fmt: skip
 
 
 def test_every_reason_was_among_them() -> None:

@@ -42,9 +42,13 @@ def test_everyone_is_there_once_in_order(shop: Shop) -> None:
 
 
 def test_find_tells_known_from_unknown_ids(shop: Shop) -> None:
-    rows, known = shop.population.find(["c-299", "a", "zz", "c-0000", "c-000", "x" * 64])
-    assert known.tolist() == [True, False, False, False, True, False]
+    ids = ["c-299", "a", "zz", "c-0000", "c-000", "x" * 64, "c-299" + "9" * 60, "é-000", ""]
+    rows, known = shop.population.find(ids)
+    assert known.tolist() == [True, False, False, False, True, *[False] * 4]
     assert (rows[0], rows[4]) == (299, 0)
+    assert shop.population.find_few(ids) == [299, None, None, None, 0, *[None] * 4]
+    nobody = replace(shop.population, customer_id=shop.population.customer_id[:0])
+    assert nobody.find_few(["c-299", ""]) == [None, None]
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it(shop: Shop) -> None:
