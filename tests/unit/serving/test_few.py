@@ -48,12 +48,17 @@ def varied(shop: Shop, rng: np.random.Generator) -> tuple[Scorer, Rules]:
             free.astype("datetime64[us]"), np.full((n, arms), -1, dtype=np.int8),
         )  # fmt: skip
     toll = rng.gamma(1, 0.2, (n, arms)).astype(np.float32) if some() else None
-    people = replace(people, scores=scores, arms=rules_of_arms, toll=toll)
+    capped = people.free_at
+    if some():
+        held = np.where(rng.random(n) < 0.1, np.datetime64(AS_OF.replace(tzinfo=None)), capped)
+        capped = np.where(rng.random(n) < 0.1, np.datetime64("9999-12-31", "us"), held)
+    people = replace(people, scores=scores, arms=rules_of_arms, toll=toll, free_at=capped)
     live = shop.config.source.model_copy(update={"as_of": "now"})
     config = shop.config if some() else shop.config.model_copy(update={"source": live})
     model = replace(shop.model, registered_at=AS_OF - timedelta(days=80)) if some() else shop.model
     snapshot = replace(shop.snapshot, population=people)
     scorer = shop.scorer(snapshot=snapshot, config=config, model=model)
+    scorer.__dict__["told"] = np.array([True, some()])
     campaign = replace(
         scorer.rules.campaign,
         campaign_id="spring" if some(0.7) else "other",
@@ -92,7 +97,7 @@ def test_few_are_decided_as_many(shop: Shop, seed: int) -> None:
         facts = None
         if rng.random() < 0.8:
             n = len(some)
-            free = micros(now) + int(rng.choice([-1, 1])) * 3_600_000_000
+            free = micros(now) + int(rng.choice([-1, 0, 1])) * 3_600_000_000
             facts = Facts(
                 (rng.random(n) < 0.1).tolist(), (rng.random(n) < 0.1).tolist(),
                 [free if capped else None for capped in rng.random(n) < 0.2],
