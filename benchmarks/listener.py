@@ -26,6 +26,7 @@ def _bare(door: socket.socket, content: bytes, number: int) -> None:
     from starlette.routing import Route
 
     from serving.door import SharingServer, bind
+    from serving.loop import LOOP
 
     async def answer(request: Request) -> Response:
         await request.body()
@@ -40,7 +41,7 @@ def _bare(door: socket.socket, content: bytes, number: int) -> None:
         access_log=False,
         log_level="warning",
         http="h11",
-        loop="asyncio",
+        loop=LOOP,
         server_header=False,
         proxy_headers=False,
         limit_concurrency=4096,

@@ -32,6 +32,7 @@ from serving.gate import Holder
 from serving.jobs_process import Beside
 from serving.limits import SharedQuota
 from serving.load import resolve
+from serving.loop import LOOP
 from serving.metrics import FOLDER, empty_folder, forget
 from serving.salt import load_salt
 from serving.scorer import Scorer
@@ -219,7 +220,7 @@ def serve(
         log_level="warning",
         # Named, or uvicorn takes what else it finds installed (ADR 0020).
         http="h11",
-        loop="asyncio",
+        loop=LOOP,
         ws="none",
         server_header=False,
         proxy_headers=False,  # nothing asks who the client is
