@@ -299,7 +299,7 @@ class Desk:
         group.facts = Facts(
             [i in group.gone for i in group.fresh],
             [group.gone.get(i) == "erased" for i in group.fresh],
-            [rules.capped_until(past.offers.get(i, [])) for i in group.fresh],
+            [rules.capped_until(past.offers[i]) if i in past.offers else None for i in group.fresh],
             [i in past.converted for i in group.fresh],
         )
 
