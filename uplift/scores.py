@@ -133,10 +133,11 @@ class Influence:
 
     @property
     def estimate(self) -> Estimate:
-        """With the clustered standard error."""
-        groups = int(np.count_nonzero(np.bincount(self.codes)))
-        sums = cluster_sums(self.psi, self.codes)
-        return Estimate(self.value, _error(sums, groups, len(self.psi)))
+        """With the clustered standard error; codes that no row has do not change it, to the last
+        bit, though processors add squares in portions of their own."""
+        present = np.bincount(self.codes) > 0
+        sums = cluster_sums(self.psi, self.codes)[present]
+        return Estimate(self.value, _error(sums, len(sums), len(self.psi)))
 
 
 @dataclass(frozen=True)
