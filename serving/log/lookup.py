@@ -1,8 +1,8 @@
 """Statements that every request waits for: built once, and read from the driver's own connection.
 
-For a statement that finds one row, SQLAlchemy takes 50 microseconds around the 7 of SQLite
-(docs/benchmarks.md, Serving); a decision asks three of them, and while it does, all other requests
-of the process wait. Everything else in the log goes through SQLAlchemy.
+For a statement that finds one row, SQLAlchemy takes 50 microseconds around the 7 of SQLite; a
+decision asks three of them, and while it does, all other requests of the process wait. Everything
+else in the log goes through SQLAlchemy.
 """
 
 from __future__ import annotations
