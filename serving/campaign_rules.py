@@ -286,7 +286,11 @@ def _compare(node: dict[str, Any], where: str, people: Population, scorer: Score
         value = levels.index(value)
     if isinstance(value, bool):
         value = float(value)
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        finite = isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all doubles
+        finite = False
+    if not finite:
         raise FilterError(f"{where}/value", "type")
     with np.errstate(invalid="ignore"):
         found: BoolArray = compare(column, float(value)) & ~np.isnan(column)

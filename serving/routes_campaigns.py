@@ -176,7 +176,8 @@ def campaign_router(holder: Holder) -> APIRouter:
         headers = request.scope["state"]["in"]
         body = await read_body(headers, request.receive, resources.MAX_CAMPAIGN_BODY)
         try:
-            comment = _decode_pause(body).comment
+            # PostgreSQL has no NUL, and nothing in a comment may stop a pause.
+            comment = _decode_pause(body).comment.replace("\0", "")
         except (ValueError, RecursionError) as error:
             reject(error)
 
@@ -226,7 +227,7 @@ def _period(request: Request) -> tuple[int, int]:
             if at is None:
                 raise ProblemError("validation", [field_problem(f"#/{name}", "invalid")])
             found[name] = micros(at)
-    start = found["from"] if "from" in request.query_params else found["to"] - REPORT_MOST
+    start = found["from"] if "from" in request.query_params else max(found["to"] - REPORT_MOST, 0)
     if not start < found["to"] <= start + REPORT_MOST:
         raise ProblemError("validation", [field_problem("#/from", "range")])
     return start, found["to"]
