@@ -258,7 +258,7 @@ class Service:
     async def count_budgets(self) -> None:
         """Set the gauges of budgets and stock; as they were, when the log does not answer."""
         try:
-            entries = await self.look(lambda c: self.campaigns.page(c, "", 200))
+            entries = await self.look(lambda c: self.campaigns.page(c, "", None))
             pieces = await self.look(stock.all_left)
         except (LogUnavailable, Expired, Stopped):
             return

@@ -91,8 +91,8 @@ class Campaigns:
         rows = self._states.rows(connection, ids=self._log.values(ids))
         return {name: State(version, Budget(*budget)) for name, version, *budget in rows}
 
-    def page(self, connection: Connection, after: str, limit: int) -> list[Entry]:
-        """Campaigns in the order of their ids, after one."""
+    def page(self, connection: Connection, after: str, limit: int | None) -> list[Entry]:
+        """Campaigns in the order of their ids, after one; None: all of them."""
         statement = _JOINED.where(campaigns.c.campaign_id > after)
         rows = connection.execute(statement.order_by(campaigns.c.campaign_id).limit(limit))
         return [_entry(row) for row in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from serving.limits import InFlight, Quota
 from serving.log.keys import SCOPES, make
+from serving.log.schema import campaigns
 from serving.report import imbalance, lift
 from serving.resources import Imbalance
 from serving.salt import Salt
@@ -454,3 +457,40 @@ def test_metrics_count_what_happened_and_name_no_customer(client: Client) -> Non
     assert 'persuadables_rows_total{route="/v1/decisions"} 300.0' in text
     assert 'persuadables_budget_left_micros{campaign_id="spring"}' in text
     assert "c-0" not in text
+
+
+def test_a_text_that_never_ends_is_refused_at_once(client: Client) -> None:
+    started = time.monotonic()
+    answer = client.post("/v1/events", content=b'"' + b'\\"' * 500_000, headers=JSON)
+    assert answer.status_code == 400
+    assert time.monotonic() - started < 5  # once from every quote: hours
+
+
+def test_a_whole_number_beyond_all_doubles_is_no_defect(client: Client) -> None:
+    rule = {"feature": "recency_days", "op": ">", "value": 10**400}
+    answer = put(client, body(eligibility=rule), if_none_match="*")
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == "#/eligibility/value"
+
+
+def test_a_report_until_before_our_era_is_refused(client: Client) -> None:
+    create(client)
+    for until in ("0001-01-02T00:00:00Z", "1969-01-01T00:00:00Z"):
+        answer = client.get("/v1/campaigns/summer/report", params={"to": until})
+        assert answer.status_code == 422
+
+
+def test_nothing_in_a_comment_stops_a_pause(client: Client) -> None:
+    create(client)
+    answer = post(client, {"comment": "wr\0ong"}, "/v1/campaigns/summer/pause")
+    assert answer.json()["state"] == "paused"
+    with client.service.log.read() as connection:
+        stored = connection.execute(select(campaigns.c.comment)).scalars().all()
+    assert "wrong" in stored
+
+
+def test_metrics_tell_the_budgets_of_all_campaigns(client: Client) -> None:
+    for number in range(201):
+        create(client, f"s-{number}")
+    told = client.get("/metrics").text
+    assert told.count("persuadables_budget_left_micros{") >= 201
