@@ -35,6 +35,7 @@ from serving.metrics import Metrics
 from serving.rules import Rules
 from serving.salt import Salt
 from serving.scorer import Scorer
+from serving.times import micros
 from serving.times import now_micros as now_micros
 
 KEYS_SECONDS = 30.0
@@ -81,6 +82,8 @@ class Service:
         self._health: tuple[float, bool] = (-1.0, True)
         self._misses = 0
         self._swept = time.monotonic()
+        self.stands_at: datetime | None = None
+        """The shop's time, where the configuration fixes it: offers expire by it."""
         self.busy: set[tuple[str, str, str]] = set()
         """Idempotency keys in flight in this worker."""
 
@@ -226,7 +229,7 @@ class Service:
         now = now_micros()
         try:
             with self.log.write() as connection:
-                ledger.release(connection, now)
+                ledger.release(connection, micros(self.stands_at) if self.stands_at else now)
                 idempotency.forget(connection, now)
         except LogUnavailable as error:
             log.warning("what expired is released at the next round: %s", error)

@@ -41,6 +41,7 @@ def open_service(
 def register_configured(service: Service, scorer: Scorer) -> None:
     """Put the campaign of the configuration into the log; its rules and its budget follow the
     configuration, its first day stays."""
+    service.stands_at = scorer.snapshot.as_of if scorer.fixed else None
     now = datetime.now(UTC)
     # The beginning of a day, so that windows don't depend on the second of the first start.
     first = now.replace(hour=0, minute=0, second=0, microsecond=0)

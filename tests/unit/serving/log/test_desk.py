@@ -16,9 +16,11 @@ from sqlalchemy import func, select, update
 
 from serving.campaign_rules import rules_of_entry
 from serving.desk import Answer, Ask
+from serving.log import ledger
 from serving.log.engine import Log, LogUnavailable
 from serving.log.schema import campaign_budget, decisions, metadata
 from serving.schemas import CustomerRequest
+from serving.times import micros, now_micros
 from tests.unit.serving.answering import JSON, Client, asked, post, serving
 from tests.unit.serving.small_shop import Shop
 from uplift.policy import STICKY
@@ -224,6 +226,23 @@ def test_sweeping_releases_what_expired_and_its_failure_fails_nobody(
     service._swept = -1e9
     decided(client, "c-000")  # consent refused: it costs nothing
     assert budget(log).committed_micros == 0
+
+
+def test_where_the_time_stands_no_standing_offer_gives_its_reservation_back(
+    client: Client,
+) -> None:
+    decided(client, *ALL[:100])
+    log, service = client.service.log, client.service
+    spent = budget(log).committed_micros
+    assert client.scorer.fixed
+    assert spent > 0
+    until = micros(client.scorer.snapshot.as_of) + 1
+    assert until < now_micros() - ledger.RELEASE_AFTER
+    with log.write() as connection:
+        connection.execute(update(decisions).values(valid_until=until))
+    service._swept = -1e9
+    decided(client, "c-000")
+    assert budget(log).committed_micros == spent
 
 
 def test_two_scorers_asked_at_once_never_tell_an_offer_that_is_not_stored(client: Client) -> None:
