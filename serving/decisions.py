@@ -26,14 +26,13 @@ async def decisions(holder: Holder, scope: Scope, receive: Receive, send: Send) 
     state = scope["state"]
     headers = state["in"]
     key = await admit(service, headers, state, "score")
-    body = await read_body(headers, receive, schemas.MAX_BODY)
     try:
-        asked = _decode(body)
-    except (ValueError, RecursionError) as error:
-        reject(error)
+        body = await read_body(headers, receive, schemas.MAX_BODY)
+        asked = _asked(body)
+    except ProblemError:
+        charge(service, key, state, 0)  # what is refused is a request too
+        raise
     customers = asked.customers
-    if len(customers) > 1:
-        refuse_duplicates([customer.customer_id for customer in customers])
     charge(service, key, state, len(customers))
     once = once_of(headers, key, PATH, body)
     if asked.dry_run:
@@ -63,6 +62,17 @@ async def decisions(holder: Holder, scope: Scope, receive: Receive, send: Send) 
         found.append((b"idempotency-replayed", b"true"))
     await send({"type": "http.response.start", "status": 200, "headers": found})
     await send({"type": "http.response.body", "body": answer.body})
+
+
+def _asked(body: bytes) -> schemas.DecisionsRequest:
+    """What a body asks. Raises ProblemError."""
+    try:
+        asked = _decode(body)
+    except (ValueError, RecursionError) as error:
+        reject(error)
+    if len(asked.customers) > 1:
+        refuse_duplicates([customer.customer_id for customer in asked.customers])
+    return asked
 
 
 def refuse_duplicates(ids: Sequence[str]) -> None:

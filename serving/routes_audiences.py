@@ -93,8 +93,8 @@ def audience_router(holder: Holder) -> APIRouter:
         state = request.scope["state"]
         headers = state["in"]
         key = await admit(service, headers, state, "score")
-        body = await read_body(headers, request.receive, MAX_AUDIENCE_BODY)
         charge(service, key, state, 0)
+        body = await read_body(headers, request.receive, MAX_AUDIENCE_BODY)
         once = once_of(headers, key, PATH, body)
         if once is None:
             raise ProblemError("missing_key")

@@ -61,13 +61,12 @@ def event_router(holder: Holder) -> APIRouter:
         state = request.scope["state"]
         headers = state["in"]
         key = await admit(service, headers, state, "events")
-        body = await read_body(headers, request.receive, resources.MAX_EVENTS_BODY)
-        if too_deep(body):
-            raise ProblemError("validation", [field_problem("#", "length")])
         try:
-            asked = _decode(body)
-        except (ValueError, RecursionError) as error:
-            reject(error)
+            body = await read_body(headers, request.receive, resources.MAX_EVENTS_BODY)
+            asked = _asked(body)
+        except ProblemError:
+            charge(service, key, state, 0)  # what is refused is a request too
+            raise
         charge(service, key, state, len(asked.events))
         once = once_of(headers, key, PATH, body)
         rows = [read_row(i, event) for i, event in enumerate(asked.events)]
@@ -80,6 +79,16 @@ def event_router(holder: Holder) -> APIRouter:
         return json_answer(answer, headers=more)
 
     return router
+
+
+def _asked(body: bytes) -> EventsBody:
+    """The rows of a body. Raises ProblemError."""
+    if too_deep(body):
+        raise ProblemError("validation", [field_problem("#", "length")])
+    try:
+        return _decode(body)
+    except (ValueError, RecursionError) as error:
+        reject(error)
 
 
 def read_row(index: int, value: object) -> Row | EventResult:

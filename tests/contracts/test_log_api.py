@@ -376,6 +376,18 @@ def test_a_used_up_quota_is_told_and_renewed(client: Client) -> None:
     assert post(client, asked("c-010", dry_run=True)).status_code == 429
 
 
+def test_what_is_refused_uses_the_quota_too(client: Client) -> None:
+    client.service.quota = Quota(requests=6, rows=20)
+    left = []
+    for path in ("/v1/decisions", "/v1/events", "/v1/audiences"):
+        for content, status in ((b"{", 400), (b" " * 3_000_000, 413)):
+            answer = client.post(path, content=content, headers={**JSON, "idempotency-key": "k"})
+            assert answer.status_code == status
+            left.append(answer.headers["ratelimit"].partition("r=")[2].partition(";")[0])
+    assert left == ["5", "4", "3", "2", "1", "0"]
+    assert client.post("/v1/events", content=b"{", headers=JSON).status_code == 429
+
+
 def test_too_much_at_once_is_refused(client: Client) -> None:
     client.service.in_flight = InFlight(most_requests=0)
     answer = post(client, asked("c-010"))
