@@ -1,8 +1,8 @@
 """The log as tables of the contract, `exposures` and `events`, so that training learns from it.
 
-An exposure is a first assignment: what was drawn, or chosen, once nothing stood against it. What
-was refused before the draw is none, and neither is an offer that lost the race for the budget: the
-customer is judged again, and the first decision that stands is the exposure.
+An exposure is the first draw of a customer in a window of a campaign, whether or not the offer was
+made: one that lost the race for the last money or piece was drawn as well (ADR 0026). What was
+refused before the draw is none.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from sqlalchemy import Select, select
+from sqlalchemy import Select, exists, func, select
 
 from features.errors import ConfigError
 from serving.log.engine import Log
 from serving.log.schema import decisions, events
+from serving.log.store import stands
 
 CHUNK = 50_000
 _MICROS = 1_000_000.0
@@ -81,7 +82,15 @@ def export_log(log: Log, folder: Path) -> dict[Path, int]:
 
 
 def _exposures() -> Select[Any]:
-    d = decisions.c
+    d, standing, other = decisions.c, decisions.alias("standing"), decisions.alias("other")
+    s, o = standing.c, other.c
+    earlier = exists().where(
+        o.campaign_id == d.campaign_id,
+        o.customer_id == d.customer_id,
+        o.window_id == d.window_id,
+        o.probs.is_not(None),
+        o.decision_id < d.decision_id,
+    )
     return (
         select(
             d.decision_id.label("exposure_id"),
@@ -96,10 +105,11 @@ def _exposures() -> Select[Any]:
             d.decision_id,
             # What a redemption came to cost; 0 for an offer that nobody has redeemed, null while
             # that is open, since the reservation is what was expected and not what it cost.
-            d.realised_micros.label("cost"),
-            d.reservation,
+            func.coalesce(s.realised_micros, 0).label("cost"),
+            s.reservation,
         )
-        .where(d.sticky)
+        .join(standing, stands(d, s), isouter=True)
+        .where(d.probs.is_not(None), ~earlier)
         .order_by(d.decision_id)
     )
 

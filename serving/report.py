@@ -1,9 +1,11 @@
 """A first look at a running campaign: who was assigned what, and what followed.
 
-Everybody counts with the first assignment in the period, whatever came later: refusals by caps or
-consent can depend on earlier treatment. Held-out customers and all others differ by chance alone,
-so the difference of their order shares is the effect of the campaign as it was run (intention to
-treat). Arms other than the holdout were chosen by the policy and must not be compared.
+Everybody counts with the first draw in the period, whatever came later: refusals by caps or consent
+can depend on earlier treatment, and offers that lost the race for the last money or piece were
+drawn as well (ADR 0026). Held-out customers and all others differ by chance alone, so the
+difference of their order shares is the effect of the campaign as it was run (intention to treat).
+Arms other than the holdout were chosen by the policy and must not be compared. What was sent and
+redeemed is that of the decision which stands in the window of the first draw.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from sqlalchemy.engine import Connection
 from serving.evaluation import moment, timestamp
 from serving.log.ledger import Budget
 from serving.log.schema import decisions, events
+from serving.log.store import stands
 from serving.resources import ArmReport, BudgetState, CampaignReport, Imbalance, Lift
 
 # Below this, that the shares came about by chance is not believed.
@@ -27,13 +30,24 @@ Z95 = 1.959964
 def report(
     campaign_id: str, budget: Budget, start: int, end: int, connection: Connection
 ) -> CampaignReport:
-    """The report of first assignments in [start, end), microseconds, and of orders until `end`."""
-    d = decisions.c
+    """The report of first draws in [start, end), microseconds, and of what came until `end`."""
+    d, standing = decisions.c, decisions.alias("standing")
+    s = standing.c
     first = (
         select(func.min(d.decision_id).label("decision_id"))
-        .where(d.campaign_id == campaign_id, d.sticky, d.decided_at >= start, d.decided_at < end)
+        .where(
+            d.campaign_id == campaign_id,
+            d.probs.is_not(None),
+            d.decided_at >= start,
+            d.decided_at < end,
+        )
         .group_by(d.customer_id)
         .subquery()
+    )
+    redeemed = exists().where(
+        events.c.decision_id == s.decision_id,
+        events.c.type == "redeemed",
+        events.c.occurred_at < end,
     )
     ordered = exists().where(
         events.c.customer_id == d.customer_id,
@@ -42,20 +56,22 @@ def report(
         events.c.occurred_at < end,
     )
     held = d.holdout_kind != "none"
+    reason = func.coalesce(s.reason, d.reason).label("reason")
     rows = connection.execute(
         select(
             d.arm,
-            d.reason,
+            reason,
             held.label("held"),
             func.count().label("customers"),
-            _sum(d.sent_at.is_not(None)).label("sent"),
-            _sum(d.reservation == "realised").label("redeemed"),
+            _sum(s.sent_at < end).label("sent"),
+            _sum((s.reservation == "realised") & redeemed).label("redeemed"),
             _sum(ordered).label("orders"),
             func.sum(d.holdout_share).label("share"),
         )
         .join(first, first.c.decision_id == d.decision_id)
-        .group_by(d.arm, d.reason, held)
-        .order_by(d.arm, d.reason)
+        .join(standing, stands(d, s) & (s.decided_at < end), isouter=True)
+        .group_by(d.arm, reason, held)
+        .order_by(d.arm, reason)
     ).all()
     arms: dict[str, list[int]] = {}
     reasons: dict[str, int] = {}

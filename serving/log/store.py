@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     Select,
     Text,
+    and_,
     bindparam,
     cast,
     column,
@@ -60,6 +62,17 @@ def customer_hashes(salt: bytes, customer_ids: Sequence[str]) -> list[str]:
     """`customer_hash` of each of them."""
     text = digests(salt, b"customer\x1f", customer_ids).hex()
     return [text[at : at + 64] for at in range(0, len(text), 64)]
+
+
+def stands(drawn: Any, standing: Any) -> ColumnElement[bool]:
+    """Whether of two sets of the decisions' columns the second are of the decision that stands in
+    the campaign's window that the first are of."""
+    return and_(
+        standing.campaign_id == drawn.campaign_id,
+        standing.customer_id == drawn.customer_id,
+        standing.window_id == drawn.window_id,
+        standing.sticky,
+    )
 
 
 def _named(

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from sqlalchemy import update
 
 from features.sources import open_source
+from serving.desk import Desk, Group
 from serving.export import export_log
-from tests.unit.serving.answering import asked, post, serving
+from serving.log.schema import campaign_budget
+from serving.scorer import utc_now
+from tests.unit.serving.answering import Client, asked, post, serving
 from tests.unit.serving.small_shop import OFFERS, Shop, make_config, shared_shop
 from training.dataset import build_dataset
 from uplift.offers import parse_offers
+from uplift.policy import STICKY
 
 IDS = [f"c-{i:03d}" for i in range(300)]
 
@@ -74,3 +81,80 @@ def test_the_log_trains_the_next_model(shop: Shop, tmp_path: Path) -> None:
     np.testing.assert_allclose(training.assignment, wanted, rtol=0, atol=0)
     np.testing.assert_allclose(training.assignment.sum(axis=1), 1.0, atol=1e-12)
     assert (training.assignment[np.arange(len(drawn)), training.arm] > 0).all()
+
+
+def test_who_was_drawn_counts_whether_or_not_the_money_sufficed(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated = Desk._evaluate
+
+    def too_late(desk: Desk, group: Group) -> None:
+        """Decide by the budget as it was before others spent from it."""
+        known = group.budget
+        assert known is not None
+        group.budget = replace(known, committed=0)
+        evaluated(desk, group)
+        group.budget = known
+
+    with serving(shop.scorer(clock=utc_now), tmp_path) as client:
+        monkeypatch.setattr(Desk, "_evaluate", too_late)
+        held, cap = {"holdout_bps": 2000, "exploration_bps": 2000}, {"mode": "expected"}
+        at = utc_now()
+        body = {
+            "name": "Summer", "currency": "EUR", "coupons": ["c5", "p10"],
+            "starts_at": (at - timedelta(days=1)).isoformat(),
+            "ends_at": (at + timedelta(days=40)).isoformat(),
+        } | held  # fmt: skip
+        path = "/v1/campaigns/summer"
+        first = body | {"budget": cap | {"cap_micros": 5_000_000_000}}
+        made = client.request("PUT", path, json=first, headers={"if-none-match": "*"})
+        assert made.status_code == 201, made.text
+        spend(client, 4_800_000_000)
+        drawn = {}
+        for i in range(0, len(IDS), 20):
+            for d in post(client, asked(*IDS[i : i + 20], campaign="summer")).json()["decisions"]:
+                if d["reason"] in STICKY or d["arm"] != "control":
+                    drawn[d["customer_id"]] = d
+        lost = {i for i, d in drawn.items() if d["reason"] == "budget_exhausted"}
+        assert len(lost) > 50
+        report = client.get(f"{path}/report", params={"to": later(at)}).json()
+        assert sum(arm["customers"] for arm in report["arms"]) == len(drawn)
+        assert report["reasons"]["budget_exhausted"] == len(lost)
+        assert report["srm"]["ok"]
+        # There is money again: who lost gets the offer after all.
+        spend(client, -4_800_000_000)
+        again = post(client, asked(*sorted(lost), campaign="summer")).json()["decisions"]
+        offers = [d for d in again if d["action"] == "offer"]
+        assert len(offers) > 50
+        events = [
+            {"event_id": f"{kind}-{d['customer_id']}", "type": kind,
+             "decision_id": d["decision_id"], "occurred_at": utc_now().isoformat()} | more
+            for d in offers for kind, more in (("sent", {}), ("redeemed", {"cost_micros": 7}))
+        ]  # fmt: skip
+        assert post(client, {"events": events}, "/v1/events").json()["accepted"] == len(events)
+        report = client.get(f"{path}/report", params={"to": later(at)}).json()
+        assert sum(arm["customers"] for arm in report["arms"]) == len(drawn)
+        assert sum(arm["sent"] for arm in report["arms"]) == len(offers)
+        assert sum(arm["redeemed"] for arm in report["arms"]) == len(offers)
+        assert report["reasons"].get("budget_exhausted", 0) == len(lost) - len(offers)
+        export_log(client.service.log, tmp_path / "out")
+    rows = pd.read_parquet(tmp_path / "out" / "exposures.parquet").set_index("customer_id")
+    assert rows["decision_id"].to_dict() == {i: d["decision_id"] for i, d in drawn.items()}
+    assert rows["arm"].to_dict() == {i: d["arm"] for i, d in drawn.items()}
+    redeemed = {d["customer_id"] for d in offers}
+    assert set(rows.index[rows["cost"] == 7e-6]) == redeemed
+
+
+def spend(client: Client, amount: int) -> None:
+    """As other servers would."""
+    committed = campaign_budget.c.committed_micros
+    with client.service.log.write() as connection:
+        connection.execute(
+            update(campaign_budget)
+            .where(campaign_budget.c.campaign_id == "summer")
+            .values(committed_micros=committed + amount)
+        )
+
+
+def later(at: datetime) -> str:
+    return (at + timedelta(hours=1)).isoformat()
