@@ -176,6 +176,13 @@ class ContactConfig(Section):
         {}, description="currency per contact, to choose between channels that are clicked alike"
     )
 
+    @field_validator("quiet_hours")
+    @classmethod
+    def _an_hour_is_left(cls, value: tuple[str, str] | None) -> tuple[str, str] | None:
+        if value is not None and value[0] == value[1]:
+            raise ValueError("quiet hours that begin and end at different times, or null for none")
+        return value
+
     @field_validator("region_timezones")
     @classmethod
     def _zones(cls, value: dict[str, str]) -> dict[str, str]:

@@ -84,12 +84,14 @@ def rules_of_body(
         faults.append(field_problem("#/starts_at", "invalid"))
     if body.ends_at is not None and (end is None or (start is not None and end <= start)):
         faults.append(field_problem("#/ends_at", "range"))
+    if body.quiet_hours is not None and body.quiet_hours.start == body.quiet_hours.end:
+        faults.append(field_problem("#/quiet_hours/end", "range"))
     faults += _default_faults(body)
     worst = None
     if body.budget is not None and body.budget.mode == "worst_case":
         # Those that the model has not seen are not this campaign's.
-        found = [_worst(offers[arm]) if arm in offers else 0 for arm in scorer.snapshot.arms]
-        unbounded = [c for c in body.coupons if c in offers and _worst(offers[c]) is None]
+        found = [worst_micros(offers[arm]) if arm in offers else 0 for arm in scorer.snapshot.arms]
+        unbounded = [c for c in body.coupons if c in offers and worst_micros(offers[c]) is None]
         if unbounded:
             faults.append(field_problem("#/budget/mode", "unbounded_coupon"))
         worst = tuple(0 if one is None else one for one in found)
@@ -215,8 +217,8 @@ def _sample(people: Population, eligible: BoolArray | None) -> tuple[Population,
     return cut, len(cut.customer_id) / len(people)
 
 
-def _worst(offer: Offer) -> int | None:
-    """Full face value and contact, millionths; None without an upper bound."""
+def worst_micros(offer: Offer) -> int | None:
+    """Full face value and contact of an offer, millionths; None without an upper bound."""
     face = offer.max_face_cost
     return None if face is None else math.ceil((face + offer.contact_cost) * 1_000_000)
 

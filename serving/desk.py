@@ -29,7 +29,6 @@ from serving.evaluation import (
 )
 from serving.log import idempotency, stock
 from serving.log.campaigns import Campaigns, State
-from serving.log.engine import Log
 from serving.log.idempotency import KeyReused, Once
 from serving.log.ledger import Budget
 from serving.log.store import Store, Stored, new_ids
@@ -115,8 +114,8 @@ class Group:
 class Desk:
     """Answers asks, on the connection of a transaction that the caller commits."""
 
-    def __init__(self, log: Log, last: int = 0) -> None:
-        self.log, self.store, self.campaigns = log, Store(log), Campaigns(log)
+    def __init__(self, store: Store, campaigns: Campaigns, last: int = 0) -> None:
+        self.log, self.store, self.campaigns = store.log, store, campaigns
         self._last = last
         self._is_back = False
         self.steps_back = 0
@@ -391,14 +390,17 @@ class Desk:
     def overruled(
         self, group: Group, stored: Stored, customer: str, closed: Reason | None
     ) -> Reason | None:
-        """Why an offer that stands must not be made now, if so."""
+        """Why an offer that stands must not be made now, or what was decided for a customer who was
+        erased since must not be told, if so."""
+        gone = group.gone.get(customer)
+        if gone == "erased":
+            return Reason.UNKNOWN_CUSTOMER
         if stored.action != "offer":
             return None
         if closed is not None:
             return closed
-        gone = group.gone.get(customer)
         if gone is not None:
-            return Reason.UNKNOWN_CUSTOMER if gone == "erased" else Reason.NO_CONSENT
+            return Reason.NO_CONSENT
         at, scorer = micros(group.rules.stands_at or group.now), group.scorer
         if stored.arm not in scorer.snapshot.arms:
             return Reason.COUPON_EXPIRED
@@ -483,7 +485,11 @@ def restored(
         retry_at=shown_time(row.retry_at),
         warnings=row.warnings.split(",") if row.warnings else [],
     )
-    return item if why is None else refused(item, why)
+    if why is None:
+        return item
+    if why == Reason.UNKNOWN_CUSTOMER:  # erased: what was known is not told any more
+        item = msgspec.structs.replace(item, response_propensity=None, uplift=None)
+    return refused(item, why)
 
 
 def _unread(rules: Rules, customers: Sequence[schemas.CustomerRequest]) -> set[int]:

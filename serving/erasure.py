@@ -8,7 +8,6 @@ from sqlalchemy import select, update
 from sqlalchemy.engine import Connection
 
 from serving.evaluation import moment, timestamp
-from serving.log.engine import Log
 from serving.log.schema import campaign_budget, decisions, erasures, events
 from serving.log.store import Store, customer_hash
 from serving.resources import ErasureAnswer
@@ -19,7 +18,7 @@ COMPLETE = 30 * 86_400_000_000
 
 
 def erase(
-    log: Log, salt: Salt, customer_id: str, key_id: str, now: int, connection: Connection
+    store: Store, salt: Salt, customer_id: str, key_id: str, now: int, connection: Connection
 ) -> ErasureAnswer:
     """Tombstone a customer; again, it is the same erasure.
 
@@ -27,7 +26,7 @@ def erase(
     given back, since such an offer must not be sent any more.
     """
     name = customer_hash(salt.value, customer_id)
-    statement = log.insert(erasures).on_conflict_do_nothing(
+    statement = store.log.insert(erasures).on_conflict_do_nothing(
         index_elements=[erasures.c.customer_hash]
     )
     connection.execute(
@@ -40,7 +39,7 @@ def erase(
             "complete_by": now + COMPLETE,
         },
     )
-    Store(log).refuse(connection, [name], "erased", now)
+    store.refuse(connection, [name], "erased", now)
     _release(connection, customer_id)
     surrogate = f"erased-{secrets.token_hex(12)}"
     for table in (decisions, events):

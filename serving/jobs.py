@@ -40,6 +40,7 @@ from serving.evaluation import micros, moment, timestamp
 from serving.jobs_files import ResultWriter, results_home
 from serving.jobs_resources import AudienceBody, Manifest
 from serving.load import current_model
+from serving.log.campaigns import Campaigns
 from serving.log.engine import Log, LogUnavailable
 from serving.log.jobs import ATTEMPTS, Job, Jobs
 from serving.log.store import Store
@@ -116,7 +117,7 @@ class Worker:
         self.log, self.scorer, self.root = log, scorer, root
         self.lease, self.chunk, self.stopping = lease, chunk, stopping
         self.owner = owner or f"{os.getpid()}-{secrets.token_hex(12)}"
-        self.jobs = Jobs(log)
+        self.jobs, self.store, self.campaigns = Jobs(log), Store(log), Campaigns(log)
         self.home = results_home(scorer.config.name, root)
         self._desk: Desk | None = None
         self._dropped: Job | None = None
@@ -148,7 +149,7 @@ class Worker:
         with self.log.read() as connection:
             if not self.jobs.any_open(connection):
                 return False
-            last = Store(self.log).last_decided(connection)
+            last = self.store.last_decided(connection)
         try:
             self.scorer = renewed(self.scorer, self.root) or self.scorer
         except (InputError, UpliftError) as refusal:
@@ -158,7 +159,7 @@ class Worker:
             job = self.jobs.claim(connection, self.owner, self.lease, now_micros())
         if job is None:
             return False
-        self._desk = Desk(self.log, last)
+        self._desk = Desk(self.store, self.campaigns, last)
         began = time.monotonic()
         try:
             state, error = self._done(job)

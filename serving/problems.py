@@ -110,9 +110,11 @@ def render(request_id: str, problem: ProblemError, status: int | None = None) ->
 def where(error: BaseException) -> str:
     """What the log tells of a defect: the classes of an exception and of its causes, and the lines
     they came from, the innermost first. What they say is left out: it may hold customer ids."""
-    found = []
+    found: list[str] = []
+    seen: set[int] = set()
     cause: BaseException | None = error
-    while cause is not None:
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
         frames = reversed(traceback.extract_tb(cause.__traceback__))
         lines = [f"{Path(one.filename).name}:{one.lineno} {one.name}" for one in frames]
         found.append(f"{type(cause).__name__} at {', '.join(lines)}")

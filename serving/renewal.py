@@ -22,6 +22,7 @@ from features.config import Config
 from features.errors import InputError
 from serving.gate import Holder
 from serving.load import LoadedModel, current_model, resolve
+from serving.log.engine import LogUnavailable
 from serving.problems import where
 from serving.salt import Salt
 from serving.scorer import Scorer
@@ -59,11 +60,15 @@ def renewed(scorer: Scorer, root: Path = Path("data")) -> Scorer | None:
     """
     config = scorer.config
     pair = current_pair(config, root)
-    if pair is None or pair == (scorer.model.sha256, scorer.snapshot.snapshot_id):
+    if pair is None or pair == _pair_of(scorer):
         return None
     model = current_model(config, root)
     snapshot = open_snapshot(snapshots_folder(config, root) / pair[1], model)
     return Scorer(model, snapshot, config, scorer.salt, scorer.clock)
+
+
+def _pair_of(scorer: Scorer) -> Pair:
+    return scorer.model.sha256, scorer.snapshot.snapshot_id
 
 
 async def keep_current(
@@ -72,9 +77,10 @@ async def keep_current(
     """Look again and again, until cancelled, and swap what has become current.
 
     What was refused is not tried again; the old pair goes on, and a metric counts. Whatever else
-    fails, such as a log that is away, is tried again.
+    fails is tried again. While the log is away, what was loaded waits.
     """
     refused: Pair | None = None
+    ready: Scorer | None = None
     while True:
         await asyncio.sleep(seconds)
         scorer, service = holder.scorer, holder.service
@@ -84,10 +90,14 @@ async def keep_current(
         if pair == refused:
             continue
         try:
-            found = await anyio.to_thread.run_sync(renewed, scorer, root)
-            if found is None:
-                continue
-            await anyio.to_thread.run_sync(register_configured, service, found)
+            if ready is None or _pair_of(ready) != pair:
+                ready = await anyio.to_thread.run_sync(renewed, scorer, root)
+                if ready is None:
+                    continue
+            await anyio.to_thread.run_sync(register_configured, service, ready)
+        except LogUnavailable as error:
+            log.warning("a new model or snapshot waits for the log: %s", error)
+            continue
         except (InputError, UpliftError) as error:
             # Between the two renames of a sync the pair may not go together yet.
             if pair == current_pair(scorer.config, root):
@@ -99,7 +109,7 @@ async def keep_current(
             service.metrics.load_failures.labels("pair").inc()
             log.error("a new model or snapshot has to wait, the old ones go on: %s", where(error))
             continue
-        holder.scorer = found
+        holder.scorer, found, ready = ready, ready, None
         log.info(
             "now serving version %s of %s, snapshot %s",
             found.model.version,

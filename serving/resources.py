@@ -189,6 +189,7 @@ EventCode = Literal[
     "unknown_decision",
     "unknown_customer",
     "not_an_offer",
+    "cost_too_high",
     "event_id_reused",
     "in_future",
     "too_old",

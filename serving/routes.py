@@ -86,7 +86,7 @@ def make_router(holder: Holder) -> APIRouter:
         await enter(holder, request, "read")
         scorer, service = holder.get(), holder.open()
         customer_id = path_id(request, "customer_id")
-        store = Store(service.log)
+        store = service.store
 
         def read(connection: Connection) -> tuple[list[Stored], dict[str, str]]:
             name = customer_hash(scorer.salt.value, customer_id)
@@ -118,7 +118,7 @@ def make_router(holder: Holder) -> APIRouter:
         if cursor:
             at, last = read_cursor(service.cursor_key(), cursor, asked)
             after = (int(at), str(last))
-        read = partial(_decisions_page, Store(service.log), customer_id, limit, after)
+        read = partial(_decisions_page, service.store, customer_id, limit, after)
         rows = await looked(service, read)
         following = None
         if len(rows) > limit:
@@ -141,7 +141,7 @@ def make_router(holder: Holder) -> APIRouter:
         key = await enter(holder, request, "admin")
         service = holder.open()
         customer_id = path_id(request, "customer_id")
-        work = partial(erase, service.log, service.salt, customer_id, key.key_id, now_micros())
+        work = partial(erase, service.store, service.salt, customer_id, key.key_id, now_micros())
         return json_answer(await changed(service, work), 202)
 
     @router.get(

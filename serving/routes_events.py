@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 
 import msgspec
@@ -10,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy.engine import Connection
 
 from serving import resources
-from serving.campaign_rules import parse_moment
+from serving.campaign_rules import parse_moment, worst_micros
 from serving.documented import KEYED, ONCE, answers, changed, json_answer, keyed
 from serving.evaluation import micros
 from serving.gate import Busy, Holder, admit, charge, once_of, read_body, too_deep
@@ -70,9 +71,10 @@ def event_router(holder: Holder) -> APIRouter:
         charge(service, key, state, len(asked.events))
         once = once_of(headers, key, PATH, body)
         rows = [read_row(i, event) for i, event in enumerate(asked.events)]
-        work = partial(
-            _take, service.log, scorer.salt.value, rows, once, state["request_id"], now_micros()
-        )
+        found = {offer.coupon_id: worst_micros(offer) for offer in scorer.model.bundle.offers}
+        bounds = {coupon: most for coupon, most in found.items() if most is not None}
+        keep = partial(take, service.store, scorer.salt.value, bounds)
+        work = partial(_once, keep, service.log, rows, once, state["request_id"], now_micros())
         with Busy(service, len(rows), once):
             answer, replayed = await changed(service, work)
         more = {"Idempotency-Replayed": "true"} if replayed else None
@@ -110,9 +112,9 @@ def read_row(index: int, value: object) -> Row | EventResult:
     return Row(index, event, micros(at))
 
 
-def _take(
+def _once(
+    keep: Callable[[list[Row], int, Connection], list[EventResult]],
     log: Log,
-    salt: bytes,
     rows: list[Row | EventResult],
     once: Once | None,
     request_id: str,
@@ -126,7 +128,7 @@ def _take(
             if past[0] != once.body_sha256:
                 raise ProblemError("key_reused")
             return msgspec.json.decode(past[1], type=EventsAnswer), True
-    good = iter(take(log, salt, [row for row in rows if isinstance(row, Row)], now, connection))
+    good = iter(keep([row for row in rows if isinstance(row, Row)], now, connection))
     results = [next(good) if isinstance(row, Row) else row for row in rows]
     answer = EventsAnswer(
         request_id,

@@ -29,7 +29,7 @@ from serving.log.kept import Kept
 from serving.log.keys import OPEN, Key, authenticate, every
 from serving.log.rounds import Rounds
 from serving.log.schema import facts
-from serving.log.store import hold_salt
+from serving.log.store import Store, hold_salt
 from serving.log.writer import Expired, GroupThread, Stopped
 from serving.metrics import Metrics
 from serving.rules import Rules
@@ -63,9 +63,8 @@ class Service:
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     def __post_init__(self) -> None:
-        self.campaigns = Campaigns(self.log)
-        self._writing = Desk(self.log)
-        self._reading, self._reading_now = Desk(self.log), Desk(self.log)
+        self.campaigns, self.store = Campaigns(self.log), Store(self.log)
+        self._begin(0)
         self.writer: GroupThread[Ask | Change] = GroupThread(
             "log-writer", self._write, common=(LogUnavailable,), turn=self.log.my_turn
         )
@@ -102,11 +101,15 @@ class Service:
                 "under running campaigns.",
             )
         with self.log.read() as connection:
-            last = self._writing.store.last_decided(connection)
+            last = self.store.last_decided(connection)
             self._keys = every(connection)
         self._keys_until = time.monotonic() + KEYS_SECONDS
-        self._writing = Desk(self.log, last)
-        self._reading, self._reading_now = Desk(self.log, last), Desk(self.log, last)
+        self._begin(last)
+
+    def _begin(self, last: int) -> None:
+        """A desk for each thread that decides; last: the time of the newest decision."""
+        desk = partial(Desk, self.store, self.campaigns, last)
+        self._writing, self._reading, self._reading_now = desk(), desk(), desk()
 
     def close(self) -> None:
         """Finish what waits, then let go of the database."""
@@ -122,7 +125,7 @@ class Service:
         await self.change(partial(_touch, self.log))
         if not self.log.postgres:
             with suppress(LogUnavailable):
-                self._near.view(self._reading_now.store.last_decided)
+                self._near.view(self.store.last_decided)
 
     # Decisions
 

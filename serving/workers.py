@@ -177,6 +177,10 @@ class Server(SharingServer):
             self.should_exit = True
         return await super().on_tick(counter)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        self._lines.flush()  # uvicorn raises the signal again when it is done, which ends us
+
     def _let_go(self) -> None:
         """End connections of clients that neither send nor read."""
         ended = self._stalled.end(self.server_state.connections)
@@ -241,7 +245,6 @@ def serve(
     gc.freeze()
     server = Server(settings, holder, start.drain_seconds, beat, lines)
     server.run(None if door is None else [door])
-    lines.flush()
     return 0 if server.started else 1
 
 

@@ -69,7 +69,8 @@ def _entry(row: Any) -> Entry:
 
 
 class Campaigns:
-    """Reads and changes of campaigns, on a connection of a transaction."""
+    """Reads and changes of campaigns, on a connection of a transaction. Changes lock the campaign
+    first and then its budget, so that two of them never wait for each other."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
@@ -171,24 +172,24 @@ class Campaigns:
         """After the commit of this, no offer of the campaign commits. A second pause keeps the
         time of the first."""
         connection.execute(
-            update(campaign_budget)
-            .where(campaign_budget.c.campaign_id == campaign_id)
-            .values(state="paused")
-        )
-        connection.execute(
             update(campaigns)
             .where(campaigns.c.campaign_id == campaign_id, campaigns.c.paused_at.is_(None))
             .values(paused_at=now, comment=comment)
         )
-
-    def resume(self, connection: Connection, campaign_id: str) -> None:
         connection.execute(
             update(campaign_budget)
             .where(campaign_budget.c.campaign_id == campaign_id)
-            .values(state="active")
+            .values(state="paused")
         )
+
+    def resume(self, connection: Connection, campaign_id: str) -> None:
         connection.execute(
             update(campaigns)
             .where(campaigns.c.campaign_id == campaign_id)
             .values(paused_at=None, comment=None)
+        )
+        connection.execute(
+            update(campaign_budget)
+            .where(campaign_budget.c.campaign_id == campaign_id)
+            .values(state="active")
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from sqlalchemy.engine import Connection
 
 from serving.log import ledger
 from serving.log.engine import Log
-from serving.log.schema import decisions, events
+from serving.log.schema import campaigns, decisions, events
 from serving.log.store import Store, customer_hash
 from serving.resources import EventBody, EventCode, EventResult
 
@@ -65,15 +66,24 @@ def fault(row: Row, now: int) -> EventResult | None:
 
 
 def take(
-    log: Log, salt: bytes, rows: Sequence[Row], now: int, connection: Connection
+    store: Store,
+    salt: bytes,
+    bounds: Mapping[str, int],
+    rows: Sequence[Row],
+    now: int,
+    connection: Connection,
 ) -> list[EventResult]:
-    """Store the rows that are new and sound, with all that follows from them; one result each."""
+    """Store the rows that are new and sound, with all that follows from them; one result each.
+
+    bounds: what an offer of a coupon may cost at most, millionths, as far as there is a bound.
+    """
+    log = store.log
     results: dict[int, EventResult] = {}
     stored = _stored(log, connection, [row.event.event_id for row in rows])
     named = {str(r.event.decision_id) for r in rows if r.event.decision_id is not UNSET}
-    store = Store(log)
     known = store.by_id(connection, sorted(named))
     gone = _erased(store, salt, connection, rows)
+    bounded = _bounded(connection, rows, known)
     fresh: list[tuple[Row, dict[str, Any]]] = []
     for row in rows:
         event = row.event
@@ -95,6 +105,8 @@ def take(
                 wrong = rejected(row.index, event.event_id, "unknown_customer", "customer_id")
             elif event.type == "redeemed" and decision.action != "offer":
                 wrong = rejected(row.index, event.event_id, "not_an_offer", "decision_id")
+            elif decision.campaign_id in bounded and _dearer(event, decision, bounds):
+                wrong = rejected(row.index, event.event_id, "cost_too_high", "cost_micros")
         if wrong is not None:
             results[row.index] = wrong
             continue
@@ -106,8 +118,37 @@ def take(
         if row.event.event_id in late:  # Another process was faster.
             results[row.index] = EventResult(row.index, row.event.event_id, "duplicate")
     kept = [(row, columns) for row, columns in fresh if row.event.event_id not in late]
-    _follow(log, salt, connection, kept, known, now)
+    _follow(store, salt, connection, kept, known, now)
     return [results[row.index] for row in rows]
+
+
+def _bounded(connection: Connection, rows: Sequence[Row], known: Mapping[str, Any]) -> set[str]:
+    """Of the campaigns whose redemptions came to more than was reserved, those that reserve the
+    worst case: their cap holds to the cent."""
+    dear = {
+        decision.campaign_id
+        for row in rows
+        if (decision := known.get(str(row.event.decision_id))) is not None
+        and _dearer(row.event, decision, {})
+    }
+    if not dear:
+        return set()
+    found = connection.execute(
+        select(campaigns.c.campaign_id, campaigns.c.resource).where(
+            campaigns.c.campaign_id.in_(sorted(dear))
+        )
+    )
+    return {
+        row.campaign_id
+        for row in found
+        if (json.loads(row.resource).get("budget") or {}).get("mode") == "worst_case"
+    }
+
+
+def _dearer(event: EventBody, decision: Any, bounds: Mapping[str, int]) -> bool:
+    """Whether an offer came to cost more than was reserved for it, and than it can cost."""
+    bound = max(decision.reserved_micros, bounds.get(decision.arm, 0))
+    return event.cost_micros is not UNSET and event.cost_micros > bound
 
 
 def _erased(store: Store, salt: bytes, connection: Connection, rows: Sequence[Row]) -> set[str]:
@@ -161,7 +202,7 @@ def _insert(log: Log, connection: Connection, rows: Sequence[Mapping[str, Any]])
 
 
 def _follow(
-    log: Log,
+    store: Store,
     salt: bytes,
     connection: Connection,
     kept: Sequence[tuple[Row, Mapping[str, Any]]],
@@ -194,7 +235,7 @@ def _follow(
             .values(sent_at=at)
         )
     ledger.realise(connection, costs)
-    Store(log).refuse(connection, gone, "consent", now)
+    store.refuse(connection, gone, "consent", now)
 
 
 Status = Literal["accepted", "duplicate", "rejected"]

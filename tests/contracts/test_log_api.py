@@ -252,9 +252,34 @@ def test_contact_caps_count_the_offers_of_every_campaign(client: Client) -> None
 def test_a_worst_case_budget_holds_the_face_value(client: Client) -> None:
     budget = {"cap_micros": 50_200_000, "mode": "worst_case"}
     create(client, coupons=["c5"], budget=budget, holdout_bps=0, exploration_bps=10_000)
-    post(client, asked(*IDS, campaign="summer"))
+    decided = post(client, asked(*IDS, campaign="summer")).json()["decisions"]
     state = client.get("/v1/campaigns/summer").json()["budget_state"]
     assert state["committed_micros"] == 50_200_000  # ten times 5.00 and the contact of 0.02
+    offers = [d["decision_id"] for d in decided if d["action"] == "offer"]
+
+    def redeemed(name: str, decision_id: str, cost: int) -> Any:
+        event = {"event_id": name, "type": "redeemed", "decision_id": decision_id,
+                 "occurred_at": datetime.now(UTC).isoformat(), "cost_micros": cost}  # fmt: skip
+        answer = post(client, {"events": [event]}, "/v1/events")
+        documented("post", "/v1/events", answer)
+        return answer.json()["results"][0]
+
+    refused = redeemed("e-1", offers[0], 5_020_001)
+    assert (refused["status"], refused["code"]) == ("rejected", "cost_too_high")
+    assert refused["pointer"] == "#/events/0/cost_micros"
+    assert redeemed("e-1", offers[0], 5_020_000)["status"] == "accepted"
+    state = client.get("/v1/campaigns/summer").json()["budget_state"]
+    assert (state["realised_micros"], state["overshoot_micros"]) == (5_020_000, 0)
+    create(client, "expected", coupons=["c5"], holdout_bps=0)
+    decided = post(client, asked(*IDS, campaign="expected")).json()["decisions"]
+    offer = next(d["decision_id"] for d in decided if d["action"] == "offer")
+    assert redeemed("e-2", offer, 5_020_001)["status"] == "accepted"
+
+
+def test_quiet_hours_that_never_begin_or_never_end_are_refused(client: Client) -> None:
+    answer = put(client, body(quiet_hours={"start": "09:00", "end": "09:00"}), if_none_match="*")
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == "#/quiet_hours/end"
 
 
 def test_the_report_counts_first_assignments_and_compares_with_the_held_out(

@@ -98,6 +98,8 @@ def test_a_restarted_server_gives_the_same_decisions(folder: Path) -> None:
                 assert post(client, many).status_code == 200
                 quickest = min(quickest, time.perf_counter() - started)
             assert quickest < 0.5
+            post(client, many, **{"x-request-id": "the-last"})
+    assert (folder / "server.log").read_text().count('"the-last"') == 2
     first, second = (answer.pop("decisions") for answer in found)
     for answer in found:
         answer.pop("decided_at")

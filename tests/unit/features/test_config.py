@@ -124,6 +124,7 @@ def test_overrides_reach_any_key(file: Path) -> None:
             ["offers=[{coupon_id: a, kind: message}, {coupon_id: a, kind: message}]"],
             "these stand twice: a",
         ),
+        (["contact.quiet_hours=['09:00', '09:00']"], "begin and end at different times"),
         (["contact.overall={week: 2}"], "windows written in days"),
         (["training.learners=[]"], r"training.learners: .*at least 1"),
         (["engine=abacus"], r"engine: expected 'duckdb'"),

@@ -330,6 +330,23 @@ def test_an_unsubscription_and_an_erasure_end_standing_offers(client: Client) ->
     assert (kept.arm, kept.customer_id[:7]) == (two["arm"], "erased-")
 
 
+def test_a_replay_tells_nothing_of_a_customer_who_was_erased(client: Client) -> None:
+    found = decided(client, *ALL)
+    offered = next(d["customer_id"] for d in found if d["action"] == "offer")
+    none = next(d["customer_id"] for d in found if d["reason"] == "below_threshold")
+    ask, key = asked(offered, none), {"idempotency-key": "k"}
+    before = post(client, ask, **key)
+    for customer in (offered, none):
+        assert client.request("DELETE", f"/v1/customers/{customer}").status_code == 202
+    after = post(client, ask, **key)
+    assert after.headers["idempotency-replayed"] == "true"
+    for old, new in zip(before.json()["decisions"], after.json()["decisions"], strict=True):
+        assert old["uplift"] is not None
+        assert new["decision_id"] == old["decision_id"]
+        assert (new["action"], new["reason"]) == ("none", "unknown_customer")
+        assert new["uplift"] is new["response_propensity"] is new["coupon_id"] is None
+
+
 def now() -> str:
     from datetime import UTC, datetime
 
