@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta
@@ -17,7 +18,7 @@ from serving.campaign import Campaign, decide_all
 from serving.log.campaigns import Entry
 from serving.population import RFM, Labels, Population
 from serving.problems import ProblemError, field_problem
-from serving.resources import CampaignBody
+from serving.resources import MOMENT_PATTERN, CampaignBody
 from serving.rules import DefaultOffer, Quiet, Rules
 from serving.schemas import FieldProblem
 from serving.scorer import Scorer
@@ -29,6 +30,7 @@ from uplift.policy import Shares
 # A price from so many customers is as good as one from millions: the ledger keeps the budget.
 PRICED = 100_000
 MAX_DEPTH, MAX_NODES = 8, 100
+_MOMENT = re.compile(MOMENT_PATTERN)
 _decode = msgspec.json.Decoder(CampaignBody).decode
 
 _COMPARISONS: dict[str, Callable[[FloatArray, float], Any]] = {
@@ -225,7 +227,7 @@ def worst_micros(offer: Offer) -> int | None:
 
 def parse_moment(text: str | None) -> datetime | None:
     """RFC 3339 with offset as UTC; None for what is no time."""
-    if text is None:
+    if text is None or not _MOMENT.match(text):
         return None
     try:
         moment = datetime.fromisoformat(text.upper().replace("Z", "+00:00"))

@@ -16,7 +16,7 @@ _TAG = 16
 def write_cursor(key: bytes, place: list[Any], asked: str) -> str:
     """A cursor for a place in the list that `asked` describes."""
     text = json.dumps([place, _hash(asked)], separators=(",", ":")).encode()
-    return base64.urlsafe_b64encode(_tag(key, text) + text).decode().rstrip("=")
+    return _shown(_tag(key, text) + text)
 
 
 def read_cursor(key: bytes, cursor: str, asked: str) -> list[Any]:
@@ -24,6 +24,8 @@ def read_cursor(key: bytes, cursor: str, asked: str) -> list[Any]:
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         tag, text = raw[:_TAG], raw[_TAG:]
+        if _shown(raw) != cursor:  # the last character may hold bits that nothing reads
+            raise ValueError
         if not hmac.compare_digest(tag, _tag(key, text)):
             raise ValueError
         place, filtered = json.loads(text)
@@ -32,6 +34,10 @@ def read_cursor(key: bytes, cursor: str, asked: str) -> list[Any]:
     except (ValueError, TypeError):
         raise ProblemError("bad_cursor") from None
     return list(place)
+
+
+def _shown(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
 def _hash(asked: str) -> str:

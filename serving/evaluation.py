@@ -1,8 +1,8 @@
-"""Decisions for any customers of a campaign, from the score table, as columns and not one by one.
+"""Decisions for any customers of a campaign, from the score table.
 
 The same function serves previews, single requests and batches: what is asked together is decided
-together, a few customers in plain numbers (`few`). A customer's decision does not depend on who
-else is asked.
+together, as columns, but a few customers one by one in plain numbers (`few`). A customer's decision
+does not depend on who else is asked.
 """
 
 from __future__ import annotations

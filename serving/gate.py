@@ -44,11 +44,18 @@ class Holder:
     draining: bool = False
     root: Path = Path("data")
     tell: Callable[[bytes], None] = _logged
+    told: tuple[str, ...] | None = None
+    """What whoever syncs has found not as it should be; None: nobody has looked since the start."""
 
     def get(self) -> Scorer:
         if self.scorer is None:
             raise ProblemError("not_ready")
         return self.scorer
+
+    def degraded(self) -> list[str]:
+        """What a careful reader must know of what is served now."""
+        scorer = self.get()
+        return scorer.degraded if self.told is None else scorer.degraded_by(self.told)
 
     def open(self) -> Service:
         if self.service is None:

@@ -174,6 +174,7 @@ def resolve(
     except BundleError as error:
         shutil.rmtree(kept, ignore_errors=True)
         return _last_good(root, config, "bundle_rejected", str(error))
+    _tell(folder)
     current = {"name": config.name, "alias": alias, "version": found.version}
     if found.at is not None:
         current["registered_at"] = found.at.isoformat()
@@ -258,7 +259,30 @@ def _last_good(root: Path, config: Config, degraded: str, why: str) -> LoadedMod
             remedy="Train a model with `make train` first, or set MLFLOW_TRACKING_URI.",
         ) from None
     log.warning("%s (%s): serving the last good bundle, version %s", degraded, why, model.version)
+    _tell(root / "bundles" / config.name, degraded)
     return replace(model, degraded=(degraded,))
+
+
+def _tell(folder: Path, *degraded: str) -> None:
+    """Leave word of what `resolve` found, for servers beside the process that syncs."""
+    if _told(folder) != degraded:
+        try:
+            write_atomically(folder / "degraded.json", list(degraded))
+        except OSError as error:
+            log.warning("%s: %s", folder / "degraded.json", error.strerror)
+
+
+def _told(folder: Path) -> tuple[str, ...]:
+    try:
+        return tuple(map(str, json.loads((folder / "degraded.json").read_bytes())))
+    except (OSError, ValueError, TypeError):
+        return ()
+
+
+def degraded_since(config: Config, root: Path = Path("data")) -> tuple[str, ...]:
+    """What is not as it should be with the registry or its newest bundle, by the last time that
+    anybody asked for it on this disk."""
+    return _told(root / "bundles" / config.name)
 
 
 def write_atomically(path: Path, content: object) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -81,9 +81,21 @@ class Metrics:
             "clock_steps_back", "The clock went back by more than a second", namespace=name,
             registry=registry,
         )  # fmt: skip
+        self.degraded = Gauge(
+            "degraded", "1 while it holds, as /v1/models/current tells it", ("what",),
+            namespace=name, registry=registry, multiprocess_mode="mostrecent",
+        )  # fmt: skip
         self._steps = 0
+        self._degraded: set[str] = set()
         self._took: dict[tuple[str, int], Histogram] = {}
         self._asked: dict[str, Counter] = {}
+
+    def now_degraded(self, what: Iterable[str]) -> None:
+        """Set the gauge of what is degraded, and clear that of what was."""
+        now = set(what)
+        for each in self._degraded | now:
+            self.degraded.labels(each).set(each in now)
+        self._degraded |= now
 
     def answered(self, route: str, status: int, seconds: float, rows: int) -> None:
         """Count an answer; `route` is the template."""

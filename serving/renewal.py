@@ -21,7 +21,7 @@ import anyio.to_thread
 from features.config import Config
 from features.errors import InputError
 from serving.gate import Holder
-from serving.load import LoadedModel, current_model, resolve
+from serving.load import LoadedModel, current_model, degraded_since, resolve
 from serving.log.engine import LogUnavailable
 from serving.problems import where
 from serving.salt import Salt
@@ -86,6 +86,7 @@ async def keep_current(
         scorer, service = holder.scorer, holder.service
         if scorer is None or service is None:
             continue
+        holder.told = degraded_since(scorer.config, root)
         pair = current_pair(scorer.config, root)
         if pair == refused:
             continue

@@ -14,11 +14,14 @@ MAX_EVENTS_BODY = 1 << 21
 Bps = Annotated[int, Meta(ge=0, le=10_000, description="ten-thousandths")]
 Clock = Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]\Z", description="local time")]
 # As sent: read as RFC 3339 with an offset.
+MOMENT_PATTERN = (
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?"
+    r"([Zz]|[+-][0-9]{2}:[0-9]{2})\Z"
+)
 Moment = Annotated[
     str,
     Meta(
-        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?"
-        r"([Zz]|[+-][0-9]{2}:[0-9]{2})\Z",
+        pattern=MOMENT_PATTERN,
         description="RFC 3339 with offset",
         extra_json_schema={"format": "date-time"},
     ),

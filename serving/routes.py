@@ -184,7 +184,7 @@ def make_router(holder: Holder) -> APIRouter:
     )
     async def model(request: Request) -> Response:
         await enter(holder, request, "read")
-        return json_answer(holder.get().current())
+        return json_answer(holder.get().current(holder.degraded()))
 
     @router.get(
         "/livez",
@@ -224,6 +224,7 @@ def make_router(holder: Holder) -> APIRouter:
         if holder.scorer is not None:
             now, registered = datetime.now(UTC), holder.scorer.model.registered_at
             age = now - holder.scorer.snapshot.as_of
+            service.metrics.now_degraded(holder.degraded())
             service.metrics.snapshot_age.set(age.total_seconds())
             if registered is not None:
                 service.metrics.model_age.set((now - registered).total_seconds())

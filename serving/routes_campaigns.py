@@ -286,7 +286,16 @@ def shown(entry: Entry, scorer: Scorer) -> resources.CampaignAnswer:
         ),
         campaign=_configured(entry, scorer)
         if entry.configured
-        else _decode(entry.resource.encode()),
+        else _in_utc(_decode(entry.resource.encode())),
+    )
+
+
+def _in_utc(body: CampaignBody) -> CampaignBody:
+    start, end = parse_moment(body.starts_at), parse_moment(body.ends_at)
+    return msgspec.structs.replace(
+        body,
+        starts_at=body.starts_at if start is None else timestamp(start),
+        ends_at=None if end is None else timestamp(end),
     )
 
 

@@ -43,24 +43,23 @@ def load_salt(
 ) -> Salt:
     """The salt of the environment; without one, that of `<root>/salt`, made once with mode 0600.
 
-    A simulated shop without a salt in the environment has a public one.
-
-    A file is enough for a server that listens on this machine only; beyond `loopback` the salt
-    comes from the environment. Raises ConfigError for a salt that is missing there, is too short,
-    or lies in a file that others may read.
+    A file is enough for a server that listens on this machine only, and a simulated shop has a
+    public one there; beyond `loopback` the salt comes from the environment. Raises ConfigError for
+    a salt that is missing there, is too short or public, or lies in a file that others may read.
     """
     given = environ.get(VARIABLE)
     if given is not None:
         value = given.encode()
-        if len(value) < MIN_BYTES:
+        known = value == SIMULATED and not simulated
+        if len(value.strip()) < MIN_BYTES or known:
             raise ConfigError(
                 VARIABLE,
-                expected=f"at least {MIN_BYTES} bytes",
-                found=f"{len(value)} bytes",
+                expected="one that nobody knows" if known else f"at least {MIN_BYTES} bytes",
+                found="the public salt" if known else f"{len(value.strip())} bytes",
                 remedy="Make one with: python -c 'import secrets; print(secrets.token_hex(32))'",
             )
         return Salt(value, VARIABLE)
-    if simulated:
+    if simulated and loopback:
         return Salt(SIMULATED, "the simulated shop's public salt")
     if not loopback:
         raise ConfigError(

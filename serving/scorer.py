@@ -7,7 +7,7 @@ started; only age checks and contact caps look at the clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -76,7 +76,11 @@ class Scorer:
     @property
     def degraded(self) -> list[str]:
         """What a careful reader must know of these answers."""
-        found = list(self.model.degraded)
+        return self.degraded_by(self.model.degraded)
+
+    def degraded_by(self, model: Iterable[str]) -> list[str]:
+        """The same, where by now these things are not as they should be with the model."""
+        found = list(model)
         if self.fixed:
             found.append("fixed_as_of")
         if self.simulated:
@@ -154,8 +158,8 @@ class Scorer:
             value_days=days,
         )
 
-    def current(self) -> schemas.ModelAnswer:
-        """Which model and snapshot are served."""
+    def current(self, degraded: list[str]) -> schemas.ModelAnswer:
+        """Which model and snapshot are served, and what a careful reader must know."""
         return schemas.ModelAnswer(
             model_name=self.model.name,
             alias=self.model.alias,
@@ -168,5 +172,5 @@ class Scorer:
                 as_of=timestamp(self.snapshot.as_of),
                 customers=len(self.snapshot.population),
             ),
-            degraded=self.degraded,
+            degraded=degraded,
         )

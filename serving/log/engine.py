@@ -89,7 +89,8 @@ class Log:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """One consistent view. Raises LogUnavailable."""
+        """A transaction that changes nothing: in SQLite one consistent view, in PostgreSQL what was
+        committed when each statement began. Raises LogUnavailable."""
         with translated(), self.reading.connect() as connection:
             connection.begin()
             yield connection

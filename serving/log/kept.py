@@ -29,8 +29,9 @@ class Kept:
         self._connection: Connection | None = None
 
     def view(self, work: Callable[[Connection], T]) -> T:
-        """What the work, which changes nothing, finds in one consistent view. Where the connection
-        was lost since the last view, it is done again on a new one. Raises LogUnavailable."""
+        """What the work, which changes nothing, finds in one transaction: in SQLite one consistent
+        view, in PostgreSQL what was committed when each statement began. Where the connection was
+        lost since the last view, it is done again on a new one. Raises LogUnavailable."""
         fresh = self._connection is None
         try:
             return self._once(work)

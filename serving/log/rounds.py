@@ -18,7 +18,7 @@ from serving.log.writer import GroupThread, Handle, W, resolve
 # A group that takes so long holds up all other requests: then the thread takes over for a while.
 SLOW_SECONDS, AWAY_SECONDS = 0.1, 1.0
 # From one group to the next; half of it after a group of one, as of a client that waits for each
-# answer: by then it has it.
+# answer: by then it has it. A loop that has nothing else to do looks up after whole milliseconds.
 APART_SECONDS = 0.0005
 
 

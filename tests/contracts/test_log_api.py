@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import string
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -80,6 +81,7 @@ def test_a_campaign_is_created_read_changed_and_decided(client: Client) -> None:
     documented("get", "/v1/campaigns/{campaign_id}", read)
     assert read.json() == made.json()
     assert read.headers["etag"] == made.headers["etag"]
+    assert read.json()["campaign"]["starts_at"] == START.isoformat().replace("+00:00", "Z")
     decided = post(client, asked(*IDS, campaign="summer")).json()
     assert decided["policy_version"] == "1"
     assert decided["counts"]["offer"] > 10
@@ -320,7 +322,13 @@ def test_the_report_counts_first_assignments_and_compares_with_the_held_out(
     budget = client.get("/v1/campaigns/summer").json()["budget_state"]
     assert report["budget"] == budget
     assert client.get("/v1/campaigns/nope/report").status_code == 404
-    for query in ("from=soon", "from=2020-01-01T00:00:00Z", "to=2020-01-01T00:00:00"):
+    for query in (
+        "from=soon",
+        "from=2020-01-01T00:00:00Z",
+        "to=2020-01-01T00:00:00",
+        "to=2026-01-01",
+        "to=20260101T000000Z",
+    ):
         assert client.get(f"/v1/campaigns/summer/report?{query}").status_code == 422
 
 
@@ -449,7 +457,10 @@ def test_pages_of_decisions_are_whole_and_their_cursors_are_signed(client: Clien
     assert len(seen) == len(set(seen)) == 4
     assert cursor is not None
     flipped = ("A" if cursor[0] != "A" else "B") + cursor[1:]
-    for bad in (flipped, cursor[:-2], "nonsense", "é"):
+    # Of the last character of some lengths, the lowest bits are not read.
+    alphabet = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
+    unread = cursor[:-1] + alphabet[alphabet.index(cursor[-1]) ^ 1]
+    for bad in (flipped, unread, cursor[:-2], "nonsense", "é"):
         assert client.get(path, params={"cursor": bad}).json()["code"] == "bad_cursor"
     other = client.get("/v1/customers/c-001/decisions", params={"cursor": cursor})
     assert other.json()["code"] == "bad_cursor"

@@ -12,7 +12,14 @@ import pytest
 
 from features.errors import ConfigError
 from serving import load
-from serving.load import MlflowRegistry, Registered, RegistryUnreachable, current_model, resolve
+from serving.load import (
+    MlflowRegistry,
+    Registered,
+    RegistryUnreachable,
+    current_model,
+    degraded_since,
+    resolve,
+)
 from tests.unit.serving.small_shop import Shop
 from uplift.errors import BundleError
 
@@ -69,6 +76,10 @@ def test_without_the_registry_the_last_good_bundle_serves(
     shelf.down = True
     model = resolve(shop.config, shelf, tmp_path)
     assert (model.version, model.degraded) == ("7", ("registry_unreachable",))
+    assert degraded_since(shop.config, tmp_path) == ("registry_unreachable",)
+    shelf.down = False
+    resolve(shop.config, shelf, tmp_path)
+    assert degraded_since(shop.config, tmp_path) == ()
 
 
 @pytest.mark.parametrize("fault", ["cut", "altered", "missing", "other manifest", "no tag"])

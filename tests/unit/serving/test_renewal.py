@@ -15,12 +15,12 @@ import pytest
 
 from serving import renewal
 from serving.gate import Holder
-from serving.load import LoadedModel
+from serving.load import LoadedModel, write_atomically
 from serving.log.engine import LogUnavailable
 from serving.renewal import current_pair, keep_current, renewed, sync, sync_forever
 from serving.snapshot import write_snapshot
 from serving.startup import register_configured
-from tests.unit.serving.answering import asked, make_service
+from tests.unit.serving.answering import Client, asked, make_service
 from tests.unit.serving.small_shop import SALT, Shop, keep_bundle
 from uplift.errors import BundleError
 
@@ -165,6 +165,35 @@ def test_a_log_that_is_away_in_the_moment_of_a_swap_delays_it(
     assert caplog.text.count("has to wait, the old ones go on: OSError") == 1
     assert holder.open().metrics.load_failures.labels("pair")._value.get() == 1
     assert len(loads) == 1  # what was loaded waits
+
+
+def test_what_the_sync_found_is_told_while_it_holds(shop: Shop, root: Path, tmp_path: Path) -> None:
+    from serving.app import create_app
+
+    holder = Holder(shop.scorer(), make_service(shop.scorer(), f"sqlite:///{tmp_path / 'l.db'}"))
+    client = Client(create_app(holder))
+
+    def told(found: list[str]) -> tuple[list[str], str]:
+        write_atomically(root / "bundles" / shop.config.name / "degraded.json", found)
+
+        async def look() -> None:
+            renewing = asyncio.create_task(keep_current(holder, root, 0.01))
+            await asyncio.sleep(0.1)
+            renewing.cancel()
+
+        asyncio.run(look())
+        return client.get("/v1/models/current").json()["degraded"], client.get("/metrics").text
+
+    try:
+        start = client.get("/v1/models/current").json()["degraded"]
+        shown, metrics = told(["registry_unreachable"])
+        assert shown == ["registry_unreachable", *start]
+        assert 'persuadables_degraded{what="registry_unreachable"} 1.0' in metrics
+        shown, metrics = told([])
+        assert shown == start
+        assert 'persuadables_degraded{what="registry_unreachable"} 0.0' in metrics
+    finally:
+        holder.open().close()
 
 
 def test_a_sync_that_fails_is_tried_again(

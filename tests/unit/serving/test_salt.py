@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from features.errors import ConfigError
-from serving.salt import VARIABLE, load_salt
+from serving.salt import SIMULATED, VARIABLE, load_salt
 
 
 def test_a_salt_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
@@ -34,6 +34,18 @@ def test_a_short_salt_is_refused_without_showing_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least 32 bytes, found 5 bytes") as refused:
         load_salt(tmp_path, {VARIABLE: "abcde"})
     assert "abcde" not in str(refused.value)
+
+
+def test_a_salt_that_everybody_knows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="found 0 bytes"):
+        load_salt(tmp_path, {VARIABLE: " " * 40})
+    public = SIMULATED.decode()
+    with pytest.raises(ConfigError, match="found the public salt"):
+        load_salt(tmp_path, {VARIABLE: public})
+    with pytest.raises(ConfigError, match="a salt in the environment"):
+        load_salt(tmp_path, {}, simulated=True, loopback=False)
+    # Who has shown a simulated shop around may go on with its log.
+    assert load_salt(tmp_path, {VARIABLE: public}, simulated=True).value == SIMULATED
 
 
 def test_a_salt_that_others_may_read_is_refused(tmp_path: Path) -> None:
