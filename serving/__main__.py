@@ -192,11 +192,6 @@ def _openapi(out: Path) -> int:
 
 
 def _api(config: Config, options: argparse.Namespace) -> int:
-    if not 0 <= options.port <= 65535:
-        raise ConfigError(
-            "--port", expected="0 to 65535", found=str(options.port), remedy="Give a free port."
-        )
-    _refuse_taken(options.host, options.port)
     if options.workers < 1:
         raise ConfigError(
             "--workers", expected="1 or more", found=str(options.workers), remedy="One per core."
@@ -357,24 +352,6 @@ def _export(config: Config, options: argparse.Namespace) -> int:
     for path, rows in written.items():
         print(f"wrote {rows:,} rows to {path}")
     return 0
-
-
-def _refuse_taken(host: str, port: int) -> None:
-    """Say so before minutes of work, when another server has the port."""
-    import socket
-
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                "--port",
-                expected="a free port",
-                found=f"{port}: {error.strerror}",
-                remedy="Stop the other server, or give another --port.",
-            ) from None
 
 
 def _snapshot(config: Config, options: argparse.Namespace) -> int:

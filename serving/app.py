@@ -97,8 +97,7 @@ def create_app(holder: Holder, *, renew: bool = False) -> Envelope:
 
     @app.get("/openapi.json", include_in_schema=False)
     async def document(request: Request) -> Response:
-        if holder.service is not None:
-            await enter(holder, request, None)
+        await enter(holder, request, None)
         return Response(json.dumps(openapi(app)), media_type="application/json")
 
     envelope = Envelope(app, holder)

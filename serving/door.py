@@ -18,25 +18,34 @@ from typing import Any
 
 import uvicorn
 
+from features.errors import ConfigError
+
 # Connections that may wait to be taken; how long a worker that took one leaves the next to others;
 # and how long it lets be after an error, such as no more open files.
 BACKLOG, PAUSE_SECONDS, ERROR_SECONDS = 2048, 0.001, 1.0
+# For so long, a connection that was taken just before the end may still ask.
+LAST_SECONDS = 0.1
 log = logging.getLogger(__name__)
 
 
 def open_door(host: str, port: int) -> socket.socket:
     """A TCP socket bound to an address (IPv6: with a colon), for the workers to listen at.
 
-    Raises OSError where it cannot be bound.
+    Raises ConfigError where it cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     door = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         door.bind((host, port))
-    except (OSError, OverflowError):  # taken, not allowed; or no port number
+    except (OSError, OverflowError) as error:  # taken, not allowed; or no port number
         door.close()
-        raise
+        raise ConfigError(
+            "--port",
+            expected="a free port, 0 to 65535, and an address of this machine as --host",
+            found=f"{port} of {host}: {getattr(error, 'strerror', None) or error}",
+            remedy="Stop the other server, or give another --port.",
+        ) from None
     return door
 
 
@@ -53,32 +62,49 @@ class SharingServer(uvicorn.Server):
     """A worker that leaves the others their part of the connections at a shared door: it takes one
     and then looks away for PAUSE_SECONDS. Who is awake would otherwise take all that come."""
 
+    alone = False
+    """Nobody else listens at the door, so connections are taken as they come."""
     _taking: Sequence[asyncio.Task[None]] = ()
+    _leaving = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.config.http_protocol_class = joining(self.config.http_protocol_class)
         # Without sockets, uvicorn opens one of its own, which nobody shares.
-        await super().startup(None if sockets is None else [])
-        for door in sockets or ():
+        if self.alone or sockets is None:
+            await super().startup(sockets)
+            return
+        await super().startup([])
+        self._come = asyncio.Event()
+        for door in sockets:
             door.listen(BACKLOG)
             door.setblocking(False)
-        self._taking = [asyncio.create_task(self._take(door)) for door in sockets or ()]
+        self._taking = [asyncio.create_task(self._take(door)) for door in sockets]
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for task in self._taking:
-            task.cancel()
-        await asyncio.gather(*self._taking, return_exceptions=True)
+        # A task that is cancelled while it takes a connection would lose it.
+        self._leaving = True
+        if self._taking:
+            self._come.set()
+            await asyncio.gather(*self._taking)
+        for server in self.servers:
+            server.close()
+        # uvicorn ends connections that have not asked yet; the last that were taken are about to.
+        await asyncio.sleep(LAST_SECONDS)
         await super().shutdown(sockets)
 
     async def _take(self, door: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         owed = 1  # a busy loop comes back late from its pause, and makes up for it
         while True:
+            loop.add_reader(door, self._come.set)
+            await self._come.wait()
+            loop.remove_reader(door)
+            if self._leaving:
+                return
+            self._come.clear()
             pause = PAUSE_SECONDS
             try:
-                taken, _ = await loop.sock_accept(door)
-                await loop.connect_accepted_socket(self._protocol, taken)
-                for _ in range(owed - 1):
+                for _ in range(owed):
                     taken, _ = door.accept()
                     await loop.connect_accepted_socket(self._protocol, taken)
             except (BlockingIOError, ConnectionError):  # none waits; it has gone again

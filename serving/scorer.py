@@ -158,7 +158,7 @@ class Scorer:
             value_days=days,
         )
 
-    def current(self, degraded: list[str]) -> schemas.ModelAnswer:
+    def current(self, degraded: list[str] | None = None) -> schemas.ModelAnswer:
         """Which model and snapshot are served, and what a careful reader must know."""
         return schemas.ModelAnswer(
             model_name=self.model.name,
@@ -172,5 +172,5 @@ class Scorer:
                 as_of=timestamp(self.snapshot.as_of),
                 customers=len(self.snapshot.population),
             ),
-            degraded=degraded,
+            degraded=self.degraded if degraded is None else degraded,
         )

@@ -39,6 +39,7 @@ from serving.scorer import Scorer
 from serving.snapshot import ensure_snapshot
 from serving.stalled import Stalled
 from serving.startup import open_service, register_configured
+from serving.waiting_room import waiting_room
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 # After the last sign of life of a worker's event loop, it is replaced.
@@ -83,8 +84,9 @@ class Start:
         return Beside(config, ["--config", self.config, *sets])
 
 
-def prepare(config: Config, start: Start) -> Holder:
-    """Everything that answers requests, loaded and checked.
+def prepare(config: Config, start: Start, door: socket.socket | None = None) -> Holder:
+    """Everything that answers requests, loaded and checked; what comes to the door while that takes
+    its time is told so.
 
     Raises ConfigError and others of features.errors for what a user can mend.
     """
@@ -93,9 +95,10 @@ def prepare(config: Config, start: Start) -> Holder:
     service = open_service(config, salt, loopback=start.loopback)
     if start.counts:
         service.quota = SharedQuota(path=start.counts, worker=start.number, workers=start.workers)
-    model = resolve(config)
-    scorer = Scorer(model, ensure_snapshot(config, model, salt), config, salt)
-    register_configured(service, scorer)
+    with nullcontext() if door is None else waiting_room(door):
+        model = resolve(config)
+        scorer = Scorer(model, ensure_snapshot(config, model, salt), config, salt)
+        register_configured(service, scorer)
     return Holder(scorer, service)
 
 
@@ -190,36 +193,34 @@ class Server(SharingServer):
 
 def run(config: Config, start: Start) -> int:
     """Serve until a signal; returns the exit code."""
+    with open_door(start.host, start.port) as door:
+        return _run(config, start, door)
+
+
+def _run(config: Config, start: Start, door: socket.socket) -> int:
     if start.workers == 1:
-        holder = prepare(config, start)
+        holder = prepare(config, start, door)
         describe(holder, start)
         with start.beside(config):
-            return serve(holder, start, None, lambda: None)
+            return serve(holder, start, door, lambda: None)
     folder = Path("data") / "metrics" / config.name
     empty_folder(folder)
     os.environ[FOLDER] = str(folder.resolve())
     # Once here: what a user must mend is told once, and a missing snapshot is built once.
-    holder = prepare(config, start)
+    holder = prepare(config, start, door)
     describe(holder, start)
     holder.open().close()
-    with (
-        tempfile.NamedTemporaryFile(prefix="quota-") as counts,
-        open_door(start.host, start.port) as door,
-    ):
+    with tempfile.NamedTemporaryFile(prefix="quota-") as counts:
         counts.truncate(SharedQuota.size(start.workers))
         start = replace(start, counts=counts.name)
         with start.beside(config):
             return Watch(start, door).run()
 
 
-def serve(
-    holder: Holder, start: Start, door: socket.socket | None, beat: Callable[[], None]
-) -> int:
+def serve(holder: Holder, start: Start, door: socket.socket, beat: Callable[[], None]) -> int:
     """One worker, in this process."""
     settings = uvicorn.Config(
         create_app(holder, renew=True),
-        host=start.host,
-        port=start.port,
         access_log=False,
         log_level="warning",
         # Named, or uvicorn takes what else it finds installed (ADR 0020).
@@ -244,7 +245,8 @@ def serve(
     gc.collect()
     gc.freeze()
     server = Server(settings, holder, start.drain_seconds, beat, lines)
-    server.run(None if door is None else [door])
+    server.alone = start.workers == 1
+    server.run([door])
     return 0 if server.started else 1
 
 

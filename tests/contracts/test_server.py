@@ -25,8 +25,10 @@ import yaml
 from serving import workers
 from serving.__main__ import main
 from serving.app import create_app
+from serving.door import open_door
 from serving.gate import Holder
 from serving.salt import VARIABLE
+from serving.waiting_room import waiting_room
 from tests.contracts.test_api import IDS, ROOT, client, post, shop
 from tests.unit.serving.answering import Client, asked, make_service
 from tests.unit.serving.small_shop import Shop
@@ -111,6 +113,22 @@ def test_a_restarted_server_gives_the_same_decisions(folder: Path) -> None:
             "decision_id": before["decision_id"] if stands else after["decision_id"],
         }
     assert single[0] == single[1] == {**first[123], "index": 0, "sticky_hit": True}
+
+
+def test_a_server_that_loads_lives_and_is_not_ready() -> None:
+    with open_door("127.0.0.1", 0) as door:
+        address = f"http://127.0.0.1:{door.getsockname()[1]}"
+        with waiting_room(door), httpx.Client(base_url=address, trust_env=False) as client:
+            assert client.get("/livez").json() == {"status": "ok"}
+            ready = client.get("/readyz")
+            assert (ready.status_code, ready.json()["status"]) == (503, "not_ready")
+            assert ready.json()["checks"]["model"] == ready.json()["checks"]["snapshot"] == "fail"
+            answer = post(client, asked("c-001"))
+            assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+            assert client.get("/openapi.json").status_code == 503
+        # Who comes between then and the first answer of the server waits.
+        with socket.create_connection(door.getsockname(), timeout=5):
+            pass
 
 
 def test_the_first_request_imports_nothing_since_the_warm_up_went_the_same_way(

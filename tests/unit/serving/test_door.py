@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 import uvicorn
 
+from features.errors import ConfigError
 from serving.door import BACKLOG, SharingServer, open_door
+from serving.waiting_room import waiting_room
 
 SIZED = [(b"content-length", b"3")]
 
@@ -156,17 +158,15 @@ def test_a_connection_that_is_gone_and_an_error_keep_nobody_out(
     looks: list[float] = []
 
     async def look(server: SharingServer) -> None:
-        loop = asyncio.get_running_loop()
-        accept = loop.sock_accept
+        accept = socket.socket.accept
 
-        async def failing(door: socket.socket) -> Any:
+        def failing(door: socket.socket) -> Any:
             looks.append(time.monotonic())
             if faults:
                 raise faults.pop(0)
-            return await accept(door)
+            return accept(door)
 
-        monkeypatch.setattr(loop, "sock_accept", failing)
-        # The first look at the door was before the faults: this connection ends it.
+        monkeypatch.setattr(socket.socket, "accept", failing)
         assert await ask(door) == await ask(door) == b"HTTP/1.1 200 OK\r\n"
 
     with open_door("127.0.0.1", 0) as door:
@@ -176,6 +176,33 @@ def test_a_connection_that_is_gone_and_an_error_keep_nobody_out(
     assert looks[2] - looks[1] >= 0.2
     told = [record.getMessage() for record in caplog.records if record.name == "serving.door"]
     assert told == ["a connection could not be taken: [Errno 24] no more open files"]
+
+
+def test_nobody_is_reset_where_one_server_follows_another() -> None:
+    found: list[bytes] = []
+
+    async def clients(door: socket.socket, done: threading.Event) -> None:
+        async def client() -> None:
+            while not done.is_set():
+                found.append(await ask(door))
+
+        await asyncio.gather(*(client() for _ in range(4)))
+
+    with open_door("127.0.0.1", 0) as door:
+        door.listen()
+        done = threading.Event()
+        asking = threading.Thread(target=lambda: asyncio.run(clients(door, done)))
+        with waiting_room(door):
+            asking.start()
+            time.sleep(0.1)
+        for _ in range(5):
+            with waiting_room(door):
+                time.sleep(0.1)
+        with waiting_room(door):
+            done.set()
+            asking.join()
+    assert len(found) > 20
+    assert set(found) == {b"HTTP/1.1 404 Not Found\r\n"}
 
 
 def test_who_shuts_down_takes_no_more_but_leaves_what_waits_to_others() -> None:
@@ -281,5 +308,5 @@ def test_as_many_may_wait_at_the_door_as_before() -> None:
 def test_a_door_that_is_taken_is_an_error_and_leaves_nothing_open() -> None:
     with open_door("127.0.0.1", 0) as door:
         door.listen()
-        with pytest.raises(OSError, match="in use"):
+        with pytest.raises(ConfigError, match=r"a free port.*in use"):
             open_door("127.0.0.1", door.getsockname()[1])
