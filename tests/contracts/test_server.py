@@ -62,7 +62,8 @@ def running(folder: Path, *more: str, **variables: str) -> Iterator[httpx.Client
                     if client.get("/readyz").status_code == 200:
                         break
                 except httpx.TransportError:
-                    time.sleep(0.1)
+                    pass
+                time.sleep(0.1)
             yield client
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) in (0, -signal.SIGTERM)

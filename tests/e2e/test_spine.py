@@ -369,7 +369,8 @@ class Server:
                 if self.client.get("/readyz").status_code == 200:
                     return self.client
             except httpx.TransportError:
-                time.sleep(0.5)
+                pass
+            time.sleep(0.5)
         self.process.kill()
         raise AssertionError((self.workplace / "server.log").read_text())
 
